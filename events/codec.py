@@ -1,0 +1,123 @@
+"""Event record <-> stored event: the library's mapper over strict, compact JSON."""
+
+from typing import Any, cast
+from uuid import UUID
+
+import orjson
+from eventsourcing.domain import DomainEventProtocol
+from eventsourcing.persistence import Mapper, StoredEvent, Transcoder
+from eventsourcing.utils import TopicError, resolve_topic
+from pydantic import BaseModel, ValidationError
+
+import events.queue_events
+import events.task_events  # noqa: F401  both modules register their topics
+from events.errors import UndecodableEvent, UnknownEvent
+from events.records import ENVELOPE, METADATA, EventRecord
+
+
+class OrjsonTranscoder(Transcoder):
+    """Compact UTF-8 JSON. Raises orjson.JSONEncodeError (a TypeError) for what JSON cannot hold."""
+
+    def encode(self, obj: Any) -> bytes:
+        return orjson.dumps(obj, default=_plain)
+
+    def decode(self, data: bytes) -> Any:
+        return orjson.loads(data)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, BaseModel):
+        return value.model_dump(exclude_defaults=True)
+    raise TypeError(f"an event cannot hold a {type(value).__name__}")
+
+
+class EventMapper(Mapper[UUID]):
+    """Stores only what differs from the record's defaults; resolves topics, upcasts, validates."""
+
+    def __init__(self) -> None:
+        super().__init__(OrjsonTranscoder())
+
+    def to_stored_event(self, domain_event: DomainEventProtocol[UUID]) -> StoredEvent:
+        return self.encode(cast("EventRecord", domain_event))
+
+    def to_domain_event(self, stored_event: StoredEvent) -> DomainEventProtocol[UUID]:
+        return cast("DomainEventProtocol[UUID]", self.decode(stored_event))
+
+    def encode(self, record: EventRecord) -> StoredEvent:
+        """Raises TypeError for a value that JSON cannot hold."""
+        cls = type(record)
+        defaults = _defaults(cls)
+        state = {
+            name: value
+            for name, value in record.__dict__.items()
+            if name not in ENVELOPE and (name not in defaults or value != defaults[name])
+        }
+        if cls.class_version > 1:
+            state["class_version"] = cls.class_version
+        return StoredEvent(
+            record.originator_id,
+            record.originator_version,
+            cls.TOPIC,
+            self.transcoder.encode(state),
+        )
+
+    def decode(self, stored: StoredEvent) -> EventRecord:
+        """Raises UnknownEvent for a topic or version this release does not know, UndecodableEvent
+        for a state that does not fit its topic. The messages name the event, never its content."""
+        cls = known_record(stored.topic)
+        where = f"{stored.topic} {stored.originator_id} version {stored.originator_version}"
+        if cls is None:
+            raise UnknownEvent(f"{where}: this release does not know the topic")
+        try:
+            state = self.transcoder.decode(stored.state)
+            stored_version = state.pop("class_version", 1)
+            if stored_version > cls.class_version:
+                raise UnknownEvent(f"{where}: stored as version {stored_version} of its class")
+            for v in range(stored_version, cls.class_version):
+                getattr(cls, f"upcast_v{v}_v{v + 1}")(state)
+            return cls(
+                originator_id=stored.originator_id,
+                originator_version=stored.originator_version,
+                **state,
+            )
+        except (ValueError, TypeError, AttributeError, ValidationError) as error:
+            raise UndecodableEvent(f"{where}: {type(error).__name__}") from error
+
+
+def known_record(topic: str) -> type[EventRecord] | None:
+    """The record class of a topic, or None. A topic is never a module path: nothing is imported."""
+    if ":" in topic or "." in topic:
+        return None
+    try:
+        cls = resolve_topic(topic)
+    except (TopicError, ValueError):
+        return None
+    return cls if isinstance(cls, type) and issubclass(cls, EventRecord) else None
+
+
+def is_task_topic(topic: str) -> bool:
+    """Whether a follower must understand the topic: an unknown one that starts so stops it."""
+    return topic.startswith("Task")
+
+
+def metadata_of(record: EventRecord) -> dict[str, str]:
+    """What is known about the event beyond its data; absent fields are left out."""
+    values = {name: getattr(record, name) for name in METADATA}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def data_of(record: EventRecord) -> dict[str, Any]:
+    """What the event carries, defaults included, ready for JSON."""
+    return record.model_dump(mode="json", exclude=_HIDDEN)
+
+
+_HIDDEN = {*ENVELOPE, *METADATA}
+_DEFAULTS: dict[type[EventRecord], dict[str, Any]] = {}
+
+
+def _defaults(cls: type[EventRecord]) -> dict[str, Any]:
+    try:
+        return _DEFAULTS[cls]
+    except KeyError:
+        found = {name: field.default for name, field in cls.model_fields.items() if not field.is_required()}
+        return _DEFAULTS.setdefault(cls, found)

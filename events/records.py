@@ -1,0 +1,45 @@
+"""What every event record shares: an envelope, an explicit topic, a version with its upcasters."""
+
+from typing import Any, ClassVar, Self
+from uuid import UUID
+
+from eventsourcing.utils import register_topic
+from pydantic import BaseModel, ConfigDict
+
+
+class EventRecord(BaseModel):
+    """A fact in the log: frozen, plain, and independent of the module it is defined in.
+
+    Fields that equal their default are not stored, so a default is part of the stored format and
+    must never change: a new default is a new `class_version` with an upcaster
+    (`upcast_v1_v2(state)`, changing the stored dict in place), next to a new golden file.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=False)
+
+    TOPIC: ClassVar[str]
+    class_version: ClassVar[int] = 1
+
+    originator_id: UUID
+    originator_version: int
+    """Position within its aggregate, from 1, without gaps."""
+
+    event_uid: str
+    """Drawn by the writer: after a lost connection it tells whether the stored event is our own."""
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    traceparent: str | None = None
+    actor: str | None = None
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        if "TOPIC" in cls.__dict__:
+            register_topic(cls.TOPIC, cls)
+
+    def stamped(self, **metadata: str | None) -> Self:
+        return self.model_copy(update=metadata)
+
+
+ENVELOPE = frozenset({"originator_id", "originator_version"})
+METADATA = ("event_uid", "correlation_id", "causation_id", "traceparent", "actor")

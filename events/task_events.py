@@ -1,0 +1,135 @@
+"""Everything that can happen to a task. The stored form of each version lies in tests/golden."""
+
+from datetime import datetime
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from events.ids import DEFAULT_TENANT
+from events.records import EventRecord
+
+Priority = Literal["high", "normal", "low"]
+FailureCause = Literal["error", "timeout", "lost", "retry_later", "handed_back", "discarded"]
+QueuedReason = Literal["due", "retry", "lost", "handed_back"]
+DeadReason = Literal["attempts_exhausted", "not_retryable", "discarded"]
+
+
+class TaskError(BaseModel):
+    """What went wrong in an attempt, as the handler or the worker saw it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    type: str
+    message: str
+    traceback: str | None = None
+
+
+class RetryPolicy(BaseModel):
+    """Exponential backoff with full jitter: the n-th counted failure waits a random time in
+    [0, min(cap, base × 2ⁿ⁻¹)] seconds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    base_seconds: float = 1.0
+    cap_seconds: float = 3600.0
+
+
+class TaskEvent(EventRecord):
+    """Root of the task's events. Followers stop at a `Task…` topic they do not know."""
+
+
+class TaskCreated(TaskEvent):
+    """Submitted. `payload` is the client's JSON as sent; `scheduled` tells that `run_at` lay ahead
+    of the database's clock when this was appended, so that no reader has to compare clocks."""
+
+    TOPIC: ClassVar[str] = "TaskCreated"
+
+    kind: str
+    payload: Any
+    queue: str = "default"
+    priority: Priority = "normal"
+    run_at: datetime | None = None
+    scheduled: bool = False
+    max_attempts: int = 5
+    timeout_seconds: float = 300.0
+    retry: RetryPolicy | None = None
+    tags: tuple[str, ...] = ()
+    tenant: str = DEFAULT_TENANT
+
+
+class TaskStarted(TaskEvent):
+    """An attempt began. (task, attempt) is the fencing token for whatever the attempt does."""
+
+    TOPIC: ClassVar[str] = "TaskStarted"
+
+    attempt: int
+    holder: str
+    """Whose lease covers the attempt: a worker process, or `task:attempt` for an HTTP claim."""
+    worker: str
+    """The worker's own name, for people."""
+
+
+class TaskCompleted(TaskEvent):
+    TOPIC: ClassVar[str] = "TaskCompleted"
+
+    attempt: int
+    result: Any = None
+    duration: float | None = None
+    """Seconds the handler ran, by the worker's monotonic clock; None from workers that do not say."""
+
+
+class TaskFailed(TaskEvent):
+    """An attempt ended without a result. `retry_at` is None when the next event says what follows."""
+
+    TOPIC: ClassVar[str] = "TaskFailed"
+
+    attempt: int
+    cause: FailureCause
+    error: TaskError | None = None
+    counted: bool = True
+    retry_at: datetime | None = None
+
+
+class TaskQueued(TaskEvent):
+    """Waiting for a worker again; its position is the task's new place in the stream."""
+
+    TOPIC: ClassVar[str] = "TaskQueued"
+
+    reason: QueuedReason
+
+
+class TaskDeadLettered(TaskEvent):
+    TOPIC: ClassVar[str] = "TaskDeadLettered"
+
+    reason: DeadReason
+    attempts: int
+
+
+class TaskCancelRequested(TaskEvent):
+    TOPIC: ClassVar[str] = "TaskCancelRequested"
+
+    by: str | None = None
+    reason: str | None = None
+
+
+class TaskCancelled(TaskEvent):
+    TOPIC: ClassVar[str] = "TaskCancelled"
+
+    by: str | None = None
+    reason: str | None = None
+
+
+class TaskRequeued(TaskEvent):
+    """Back from dead or cancelled with a new budget of `max_attempts`; attempts go on counting."""
+
+    TOPIC: ClassVar[str] = "TaskRequeued"
+
+    by: str | None = None
+    reason: str | None = None
+
+
+class TaskDiscarded(TaskEvent):
+    TOPIC: ClassVar[str] = "TaskDiscarded"
+
+    by: str | None = None
+    reason: str | None = None
