@@ -1,0 +1,187 @@
+"""What one append carries and what it answers. Pure: shared by every adapter of the log."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+from eventsourcing.persistence import Notification, StoredEvent
+
+from events.ids import DEFAULT_TENANT
+
+
+@dataclass(frozen=True, slots=True)
+class StreamAppend:
+    """The events one command adds to one aggregate.
+
+    Their versions must run from the stored head + 1 without gaps: that is the expected version.
+    """
+
+    originator_id: UUID
+    events: Sequence[StoredEvent]
+    tenant: str = DEFAULT_TENANT
+    kind: str = ""
+    queue: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class IdempotencyKey:
+    """Scoped by tenant and operation. The fingerprint tells a repeat from another request."""
+
+    tenant: str
+    operation: str
+    key: str
+    fingerprint: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class AppendCommand:
+    """The unit of the log: all its streams are stored, or none. A batch is one command of many streams."""
+
+    streams: Sequence[StreamAppend]
+    key: IdempotencyKey | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of state, with an allowance for the row around each event."""
+        return sum(len(e.state) + EVENT_OVERHEAD_BYTES for s in self.streams for e in s.events)
+
+    @property
+    def count(self) -> int:
+        return sum(len(s.events) for s in self.streams)
+
+
+EVENT_OVERHEAD_BYTES: Final = 150
+"""Measured: tuple header, ids, topic, columns and the two index entries of one event."""
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """Stored and durable. The command's events have consecutive positions, in the order given."""
+
+    first_position: int
+    last_position: int
+    recorded_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """Nothing of the command is stored: a stream's head is not the expected version."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """Nothing is stored now: the key was used before, by the append at these positions."""
+
+    first_position: int
+    last_position: int
+    fingerprint: bytes
+
+
+Outcome = Appended | Conflict | Replayed
+
+
+@dataclass(frozen=True)
+class RecordedEvent(Notification):
+    """A stored event as the log keeps it: the library's notification with the append's own columns."""
+
+    recorded_at: datetime
+    tenant: str
+    kind: str
+    queue: str
+
+
+def append_parameters(commands: Sequence[AppendCommand]) -> tuple[list[Any], ...]:
+    """The function's arrays: one element an event, then one element a key."""
+    numbers: list[int] = []
+    ids: list[UUID | str] = []
+    versions: list[int] = []
+    topics: list[str] = []
+    states: list[bytes] = []
+    tenants: list[str] = []
+    kinds: list[str] = []
+    queues: list[str] = []
+    keyed: list[tuple[int, IdempotencyKey]] = []
+    for number, command in enumerate(commands):
+        for stream in command.streams:
+            for event in stream.events:
+                numbers.append(number)
+                ids.append(event.originator_id)
+                versions.append(event.originator_version)
+                topics.append(event.topic)
+                states.append(event.state)
+                tenants.append(stream.tenant)
+                kinds.append(stream.kind)
+                queues.append(stream.queue)
+        if command.key is not None:
+            keyed.append((number, command.key))
+    return (
+        numbers,
+        ids,
+        versions,
+        topics,
+        states,
+        tenants,
+        kinds,
+        queues,
+        [number for number, _ in keyed],
+        [key.tenant for _, key in keyed],
+        [key.operation for _, key in keyed],
+        [key.key for _, key in keyed],
+        [key.fingerprint for _, key in keyed],
+    )
+
+
+def outcomes_of(commands: Sequence[AppendCommand], row: Sequence[Any]) -> list[Outcome]:
+    """One outcome a command, in order. Positions follow from the head the function found under its
+    lock, since accepted events are numbered without gaps in the order they were given."""
+    head, recorded_at, conflicts, replayed, first, last, fingerprints = row
+    refused: dict[int, Outcome] = {number: Conflict() for number in conflicts}
+    for i, number in enumerate(replayed):
+        refused[number] = Replayed(first[i], last[i], bytes(fingerprints[i]))
+    outcomes: list[Outcome] = []
+    position = head
+    for number, command in enumerate(commands):
+        if number in refused:
+            outcomes.append(refused[number])
+            continue
+        count = command.count
+        outcomes.append(Appended(position + 1, position + count, recorded_at))
+        position += count
+    return outcomes
+
+
+def first_events(commands: Sequence[AppendCommand], outcomes: Sequence[Outcome]) -> list[StoredEvent]:
+    """The first event of each command that was not stored just now: where to look, after an unknown
+    outcome, for what an earlier try may have stored."""
+    return [
+        command.streams[0].events[0]
+        for command, outcome in zip(commands, outcomes, strict=True)
+        if not isinstance(outcome, Appended)
+    ]
+
+
+def recognise_own(
+    commands: Sequence[AppendCommand], outcomes: Sequence[Outcome], stored: Sequence[RecordedEvent]
+) -> list[Outcome]:
+    """The outcomes, with Appended for each command that an earlier try has stored.
+
+    After a lost connection the next try meets a conflict, or its own idempotency key, if the first
+    one was stored. The stored bytes tell, since they hold our random event_uid; and since a command
+    is stored wholly or not at all, with consecutive positions, its first event speaks for the rest.
+    """
+    found = {(e.originator_id, e.originator_version): e for e in stored}
+    resolved: list[Outcome] = []
+    for command, outcome in zip(commands, outcomes, strict=True):
+        first = command.streams[0].events[0]
+        own = found.get((first.originator_id, first.originator_version))
+        if (
+            isinstance(outcome, Appended)
+            or own is None
+            or (own.topic, own.state) != (first.topic, first.state)
+        ):
+            resolved.append(outcome)
+        else:
+            resolved.append(Appended(own.id, own.id + command.count - 1, own.recorded_at))
+    return resolved

@@ -1,0 +1,77 @@
+"""Brings the database to what this release needs, and tells whether it is there."""
+
+from pathlib import Path
+from typing import Final
+
+import psycopg
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from psycopg import Connection
+from psycopg.rows import TupleRow
+from sqlalchemy import create_engine
+from sqlalchemy.pool import NullPool
+
+from events.errors import SchemaNotReady
+
+_LOCK: Final = 7311461898371
+"""Session advisory lock: eight machines may migrate at once, one does the work, the others find it done."""
+
+_VERSION: Final = "select version_num from taskledger.alembic_version"
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    return config
+
+
+def newest_revision() -> str:
+    return ScriptDirectory.from_config(_config()).get_current_head() or ""
+
+
+def migrate(dsn: str, revision: str = "head") -> str:
+    """Upgrades to `revision` and returns the one reached. Safe to run twice and from many machines.
+
+    Each migration is one transaction: a crash leaves the last whole one. Raises
+    psycopg.OperationalError when the server cannot be reached.
+    """
+    with psycopg.connect(dsn, autocommit=True, application_name="taskledger-migrate") as lock:
+        lock.execute("select pg_advisory_lock(%s)", (_LOCK,))
+        lock.execute("create schema if not exists taskledger")
+        engine = create_engine(
+            "postgresql+psycopg://",
+            creator=lambda: psycopg.connect(dsn, application_name="taskledger-migrate"),
+            poolclass=NullPool,
+        )
+        with engine.connect() as connection:
+            config = _config()
+            config.attributes["connection"] = connection
+            if revision == "base":
+                command.downgrade(config, revision)
+            else:
+                command.upgrade(config, revision)
+            connection.commit()
+        engine.dispose()
+        return _stored_revision(lock) or ""
+
+
+def check_schema(connection: Connection[TupleRow]) -> None:
+    """Raises SchemaNotReady unless the database is at this release's revision, or a later one:
+    migrations only ever expand while the release before is running."""
+    stored = _stored_revision(connection)
+    if stored is None:
+        raise SchemaNotReady("the database has not been migrated: run `taskledger migrate`")
+    if stored < newest_revision():
+        raise SchemaNotReady(
+            f"the database is at revision {stored}, this release needs {newest_revision()}:"
+            " run `taskledger migrate`"
+        )
+
+
+def _stored_revision(connection: Connection[TupleRow]) -> str | None:
+    try:
+        row = connection.execute(_VERSION).fetchone()
+    except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
+        return None
+    return None if row is None else str(row[0])
