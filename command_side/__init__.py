@@ -1,0 +1,1 @@
+"""The only writer of events: decides what follows from a command and appends it."""

@@ -1,0 +1,69 @@
+"""Why a command is refused. All are expected: they answer the client and page nobody.
+
+CommandRejected
+├── TaskNotFound          404  no task has this id
+├── WrongState            409  the task's status does not allow the command
+├── AttemptSuperseded     409  the attempt is not, or no longer, the running one
+├── UnknownKind           422  no registered handler and no external kind has this name
+├── IdempotencyKeyReused  422  the key came before with another request
+└── InvalidCommand        422  well-formed, but not something the service can store or do
+"""
+
+from dataclasses import dataclass
+
+from events.errors import CommandRejected
+
+
+class TaskNotFound(CommandRejected):
+    code = "task_not_found"
+    status = 404
+
+    def __init__(self) -> None:
+        super().__init__("there is no task with this id")
+
+
+class WrongState(CommandRejected):
+    code = "wrong_state"
+    status = 409
+
+
+class AttemptSuperseded(CommandRejected):
+    """Whoever holds the attempt must stop: nothing it does will be recorded."""
+
+    code = "attempt_superseded"
+    status = 409
+
+    def __init__(self, attempt: int, current: int) -> None:
+        super().__init__(f"attempt {attempt} is not running any more; the task is at attempt {current}")
+        self.attempt = attempt
+        self.current = current
+
+
+class UnknownKind(CommandRejected):
+    code = "unknown_kind"
+    status = 422
+
+
+class IdempotencyKeyReused(CommandRejected):
+    code = "idempotency_key_reused"
+    status = 422
+
+    def __init__(self) -> None:
+        super().__init__("the idempotency key was used before with another request")
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """One thing wrong with a request: where (a JSON Pointer) and what, never the value itself."""
+
+    location: str
+    message: str
+
+
+class InvalidCommand(CommandRejected):
+    code = "invalid_request"
+    status = 422
+
+    def __init__(self, detail: str, violations: tuple[Violation, ...] = ()) -> None:
+        super().__init__(detail)
+        self.violations = violations
