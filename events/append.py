@@ -8,7 +8,7 @@ from uuid import UUID
 
 from eventsourcing.persistence import Notification, StoredEvent
 
-from events.ids import DEFAULT_TENANT
+from events.tenants import DEFAULT_TENANT
 
 
 @dataclass(frozen=True, slots=True)

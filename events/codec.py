@@ -1,5 +1,6 @@
 """Event record <-> stored event: the library's mapper over strict, compact JSON."""
 
+import math
 from typing import Any, cast
 from uuid import UUID
 
@@ -7,22 +8,42 @@ import orjson
 from eventsourcing.domain import DomainEventProtocol
 from eventsourcing.persistence import Mapper, StoredEvent, Transcoder
 from eventsourcing.utils import TopicError, resolve_topic
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-import events.queue_events
-import events.task_events  # noqa: F401  both modules register their topics
 from events.errors import UndecodableEvent, UnknownEvent
+from events.ids import as_uuid
+from events.queue_events import QueueEvent
 from events.records import ENVELOPE, METADATA, EventRecord
+from events.task_events import TaskEvent
+
+RECORD_FAMILIES = (TaskEvent, QueueEvent)
+"""Whatever is in the log belongs to one of them; to import their modules is to register the topics."""
 
 
 class OrjsonTranscoder(Transcoder):
     """Compact UTF-8 JSON. Raises orjson.JSONEncodeError (a TypeError) for what JSON cannot hold."""
 
     def encode(self, obj: Any) -> bytes:
-        return orjson.dumps(obj, default=_plain)
+        data = orjson.dumps(obj, default=_plain)
+        # orjson writes NaN and infinity as null; only where there is a null can there have been one.
+        if b"null" in data and not _is_finite(obj):
+            raise orjson.JSONEncodeError("an event cannot hold NaN or infinity")
+        return data
 
     def decode(self, data: bytes) -> Any:
         return orjson.loads(data)
+
+
+def _is_finite(value: object) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, BaseModel):
+        value = value.__dict__
+    if isinstance(value, dict):
+        return all(map(_is_finite, cast("dict[str, object]", value).values()))
+    if isinstance(value, list | tuple):
+        return all(map(_is_finite, cast("list[object]", value)))
+    return True
 
 
 def _plain(value: object) -> object:
@@ -76,11 +97,11 @@ class EventMapper(Mapper[UUID]):
             for v in range(stored_version, cls.class_version):
                 getattr(cls, f"upcast_v{v}_v{v + 1}")(state)
             return cls(
-                originator_id=stored.originator_id,
+                originator_id=as_uuid(stored.originator_id),
                 originator_version=stored.originator_version,
                 **state,
             )
-        except (ValueError, TypeError, AttributeError, ValidationError) as error:
+        except (ValueError, TypeError, AttributeError, LookupError) as error:
             raise UndecodableEvent(f"{where}: {type(error).__name__}") from error
 
 

@@ -4,13 +4,14 @@ error in the terms of the eventsourcing library and of events.errors at once."""
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from threading import BoundedSemaphore, Timer
 from typing import Final, Self, TypeVar
 
 import psycopg
 from eventsourcing import persistence
+from eventsourcing.persistence import PersistenceError
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
@@ -31,14 +32,13 @@ _NOT_MIGRATED: Final = (
     psycopg.errors.UndefinedFunction,
     psycopg.errors.InvalidSchemaName,
 )
-_TRANSLATIONS: Final[tuple[tuple[type[psycopg.Error], type[persistence.PersistenceError]], ...]] = (
+_TRANSLATIONS: Final[tuple[tuple[type[psycopg.Error], type[PersistenceError]], ...]] = (
     (psycopg.IntegrityError, persistence.IntegrityError),
     (psycopg.DataError, persistence.DataError),
     (psycopg.InternalError, persistence.InternalError),
     (psycopg.NotSupportedError, persistence.NotSupportedError),
     (psycopg.ProgrammingError, persistence.ProgrammingError),
     (psycopg.DatabaseError, persistence.DatabaseError),
-    (psycopg.Error, persistence.PersistenceError),
 )
 
 
@@ -51,7 +51,7 @@ class DatabaseNotMigrated(persistence.ProgrammingError, SchemaNotReady):
 
 
 @contextmanager
-def translated_errors() -> Iterator[None]:
+def translated_errors() -> Generator[None]:
     """psycopg's errors become the library's; the message stays with the cause, as it may quote data."""
     try:
         yield
@@ -61,10 +61,8 @@ def translated_errors() -> Iterator[None]:
         state = f" ({error.sqlstate})" if error.sqlstate else ""
         raise DatabaseUnavailable(f"the database does not answer{state}") from error
     except psycopg.Error as error:
-        for theirs, ours in _TRANSLATIONS:
-            if isinstance(error, theirs):
-                raise ours(f"{type(error).__name__} ({error.sqlstate})") from error
-        raise
+        ours = next((ours for theirs, ours in _TRANSLATIONS if isinstance(error, theirs)), PersistenceError)
+        raise ours(f"{type(error).__name__} ({error.sqlstate})") from error
 
 
 class Connections:

@@ -20,6 +20,8 @@ TaskledgerError
     └── EmbeddedServerError    an embedded server cannot be started where it was asked to live
 """
 
+# ruff: noqa: N818  names say what is wrong; that they are errors shows where they are raised
+
 from typing import ClassVar
 
 

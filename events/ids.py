@@ -1,14 +1,19 @@
-"""Identities: tasks, queues, events. The only module of `events` that draws random numbers."""
+"""Identities: tasks, queues, events. The only module of `events` that draws what is random and stored."""
 
 import secrets
 from uuid import UUID, uuid5
 
 from uuid_utils.compat import uuid7
 
-DEFAULT_TENANT = "default"
+from events.tenants import DEFAULT_TENANT
+
+__all__ = ["DEFAULT_TENANT", "as_uuid", "new_task_id", "new_uid", "parse_task_id", "queue_id"]
 
 _QUEUE_NAMESPACE = UUID("6f0d6a1c-5a54-5c37-9a3e-0e6f7a2b9c11")
 """Fixed for ever: ids of queue aggregates in every stored log derive from it."""
+
+
+_CANONICAL_LENGTH = 36
 
 
 def new_task_id() -> UUID:
@@ -28,10 +33,15 @@ def new_uid() -> str:
 
 def parse_task_id(text: str) -> UUID | None:
     """The id for its one canonical spelling (lower case, hyphens), else None."""
-    if len(text) != 36:
+    if len(text) != _CANONICAL_LENGTH:
         return None
     try:
         task_id = UUID(text)
     except ValueError:
         return None
     return task_id if str(task_id) == text else None
+
+
+def as_uuid(value: UUID | str) -> UUID:
+    """The library's ids are UUIDs or strings; ours are UUIDs. Raises ValueError for another string."""
+    return value if isinstance(value, UUID) else UUID(value)

@@ -22,6 +22,7 @@ from events.append import (
 )
 from events.deadline import after, pauses, remaining, within
 from events.errors import SchemaNotReady, StoreUnavailable
+from events.ids import as_uuid
 
 Connect = Callable[[], Awaitable[AsyncConnection[TupleRow]]]
 Pool = AsyncConnectionPool[AsyncConnection[TupleRow]]
@@ -44,7 +45,7 @@ class PostgresLogReader:
     async def read_streams(self, ids: Sequence[UUID]) -> dict[UUID, list[RecordedEvent]]:
         streams: dict[UUID, list[RecordedEvent]] = {}
         for event in _events(await self._read(statements.READ_STREAMS, (list(ids),))):
-            streams.setdefault(_uuid(event), []).append(event)
+            streams.setdefault(as_uuid(event.originator_id), []).append(event)
         return streams
 
     async def read_after(
@@ -64,21 +65,19 @@ class PostgresLogReader:
     async def _read(
         self, statement: str, parameters: Sequence[Any], deadline: float | None = None
     ) -> list[TupleRow]:
-        """One retry on another connection: reads can be repeated, and a pool may hand out a dead one."""
+        """Tried until the deadline, since reads can be repeated: after a restart of the server each
+        connection of the pool is dead, and it hands them out one by one."""
         if deadline is None:
             deadline = after(READ_BUDGET_SECONDS)
-        try:
-            return await within(deadline, self._fetch(statement, parameters, deadline))
-        except _LOST:
-            return await within(deadline, self._fetch_again(statement, parameters, deadline))
-
-    async def _fetch_again(
-        self, statement: str, parameters: Sequence[Any], deadline: float
-    ) -> list[TupleRow]:
-        try:
-            return await self._fetch(statement, parameters, deadline)
-        except _LOST as error:
-            raise StoreUnavailable("the database cannot be reached") from error
+        waits = pauses()
+        while True:
+            try:
+                return await within(deadline, self._fetch(statement, parameters, deadline))
+            except _LOST as error:
+                pause = next(waits)
+                if remaining(deadline) <= pause:
+                    raise StoreUnavailable("the database cannot be reached") from error
+                await asyncio.sleep(pause)
 
     async def _fetch(self, statement: str, parameters: Sequence[Any], deadline: float) -> list[TupleRow]:
         try:
@@ -168,7 +167,3 @@ class PostgresLog(PostgresLogReader):
 
 def _events(rows: Sequence[TupleRow]) -> list[RecordedEvent]:
     return [RecordedEvent(*row) for row in rows]
-
-
-def _uuid(event: RecordedEvent) -> UUID:
-    return event.originator_id if isinstance(event.originator_id, UUID) else UUID(event.originator_id)

@@ -19,7 +19,6 @@ from eventsourcing.persistence import (
     IntegrityError,
     Mapper,
     NotSupportedError,
-    OperationalError,
     ProcessRecorder,
     StoredEvent,
     Subscription,
@@ -45,8 +44,9 @@ from events.codec import EventMapper, OrjsonTranscoder
 from events.connections import Connect, Connections
 from events.deadline import after
 from events.errors import ConfigurationError
-from events.ids import DEFAULT_TENANT
+from events.ids import as_uuid
 from events.subscription import LogSubscription
+from events.tenants import DEFAULT_TENANT
 from events.tracking import PostgresTrackingRecorder
 
 BUDGET_SECONDS: Final = 5.0
@@ -82,13 +82,13 @@ class PostgresTaskRecorder(ApplicationRecorder):
         if not stored_events:
             return None
         streams = [
-            StreamAppend(_uuid(originator_id), list(events), tenant, kind, queue)
+            StreamAppend(as_uuid(originator_id), list(events), tenant, kind, queue)
             for originator_id, events in groupby(stored_events, key=lambda e: e.originator_id)
         ]
         outcome = self._append(AppendCommand(streams))
         if not isinstance(outcome, Appended):
             raise IntegrityError("a version is taken, or does not follow the stored one")
-        return range(outcome.first_position, outcome.last_position + 1)
+        return list(range(outcome.first_position, outcome.last_position + 1))
 
     def select_events(
         self,
@@ -101,7 +101,7 @@ class PostgresTaskRecorder(ApplicationRecorder):
     ) -> list[StoredEvent]:
         statement = statements.READ_VERSIONS_DOWN if desc else statements.READ_VERSIONS
         parameters = (
-            _uuid(originator_id),
+            as_uuid(originator_id),
             -1 if gt is None else gt,
             statements.HIGHEST if lte is None else lte,
             statements.HIGHEST if limit is None else limit,
@@ -186,7 +186,9 @@ class Factory(InfrastructureFactory[PostgresTrackingRecorder]):
         self._recorders: list[PostgresTaskRecorder | PostgresTrackingRecorder] = []
 
     def mapper(
-        self, transcoder: Transcoder | None = None, mapper_class: type[Mapper[Any]] | None = None
+        self,
+        transcoder: Transcoder | None = None,  # noqa: ARG002  the library's signature
+        mapper_class: type[Mapper[Any]] | None = None,  # noqa: ARG002  the library's signature
     ) -> Mapper[Any]:
         return EventMapper()
 
@@ -205,7 +207,7 @@ class Factory(InfrastructureFactory[PostgresTrackingRecorder]):
         self._recorders.append(recorder)
         return recorder
 
-    def aggregate_recorder(self, purpose: str = "events") -> AggregateRecorder:
+    def aggregate_recorder(self, purpose: str = "events") -> AggregateRecorder:  # noqa: ARG002  as above
         raise NotSupportedError("the log keeps no snapshots: a task has few events")
 
     def process_recorder(self) -> ProcessRecorder:
@@ -229,7 +231,3 @@ def _fetch(connection: Connection[TupleRow], statement: str, parameters: Sequenc
 
 def _events(rows: Sequence[TupleRow]) -> list[RecordedEvent]:
     return [RecordedEvent(*row) for row in rows]
-
-
-def _uuid(originator_id: UUID | str) -> UUID:
-    return originator_id if isinstance(originator_id, UUID) else UUID(originator_id)

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 from threading import Event, Thread
-from typing import Final
+from typing import Any, Final
 
 import psycopg
 from eventsourcing.persistence import (
@@ -39,9 +39,9 @@ class LogSubscription(ListenNotifySubscription[ApplicationRecorder]):
         self._listen_thread = Thread(target=self._listen, name="log-listener")
         self._listen_thread.start()
 
-    def __exit__(self, *args: object) -> None:
+    def __exit__(self, *args: object, **kwargs: Any) -> None:
         try:
-            super().__exit__(*args)
+            super().__exit__(*args, **kwargs)
         finally:
             self._listen_thread.join()
 

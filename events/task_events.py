@@ -5,8 +5,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from events.ids import DEFAULT_TENANT
 from events.records import EventRecord
+from events.tenants import DEFAULT_TENANT
 
 Priority = Literal["high", "normal", "low"]
 FailureCause = Literal["error", "timeout", "lost", "retry_later", "handed_back", "discarded"]

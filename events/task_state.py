@@ -21,7 +21,6 @@ from typing import Any, Final, Literal
 from uuid import UUID
 
 from events.errors import UndecodableEvent
-from events.ids import DEFAULT_TENANT
 from events.records import EventRecord
 from events.task_events import (
     Priority,
@@ -38,6 +37,7 @@ from events.task_events import (
     TaskRequeued,
     TaskStarted,
 )
+from events.tenants import DEFAULT_TENANT
 
 Status = Literal[
     "scheduled", "queued", "running", "retrying", "completed", "dead", "cancelled", "discarded"

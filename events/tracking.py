@@ -2,9 +2,8 @@
 
 import time
 from threading import Event
-from typing import Final, LiteralString
+from typing import Final
 
-import psycopg
 from eventsourcing.persistence import (
     IntegrityError,
     Tracking,
@@ -113,6 +112,9 @@ class PostgresTrackingRecorder(TrackingRecorder):
             return checkpoint(connection, application_name)
 
         return self._connections.repeat(work, after(self._budget))[0] or None
+
+    def close(self) -> None:
+        self._connections.close()
 
     def wait(
         self,

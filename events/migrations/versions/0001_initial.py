@@ -8,7 +8,13 @@ revision = "0001"
 down_revision = None
 
 _SQL = Path(__file__).parent.parent / "sql"
-_FILES = ("0001_log.sql", "0001_append.sql", "0001_checkpoints.sql")
+_FILES = (
+    "0001_log.sql",
+    "0001_append.sql",
+    "0001_checkpoints.sql",
+    "0001_outstanding.sql",
+    "0001_projections.sql",
+)
 
 
 def upgrade() -> None:
@@ -21,3 +27,11 @@ def downgrade() -> None:
     op.execute("drop function taskledger.append_v1")
     op.execute("drop table taskledger.task_events, taskledger.idempotency_keys")
     op.execute("drop table taskledger.leases, taskledger.log_identity, taskledger.checkpoints")
+    op.execute("drop table taskledger.outstanding, taskledger.outstanding_log")
+    # Generations of read tables are made by the projector, each in a schema of its own.
+    op.execute(
+        "do $$ declare name text; begin for name in select nspname from pg_namespace"
+        " where nspname ~ '^taskledger_read_g[0-9]+$' loop execute format('drop schema %I cascade', name);"
+        " end loop; end $$"
+    )
+    op.execute("drop table taskledger.projection_generations")

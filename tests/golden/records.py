@@ -1,0 +1,91 @@
+"""The records whose stored form lies beside this file, one of each kind with all fields set and one
+with the required ones alone. A golden file never changes: a new form is a new version and a new file."""
+
+from datetime import UTC, datetime
+from typing import Any, Final
+from uuid import UUID
+
+from events.queue_events import QueuePaused, QueueResumed
+from events.records import EventRecord
+from events.task_events import (
+    RetryPolicy,
+    TaskCancelled,
+    TaskCancelRequested,
+    TaskCompleted,
+    TaskCreated,
+    TaskDeadLettered,
+    TaskDiscarded,
+    TaskError,
+    TaskFailed,
+    TaskQueued,
+    TaskRequeued,
+    TaskStarted,
+)
+
+TASK: Final = UUID("0199d1a0-7c1e-7abc-8def-0123456789ab")
+UID: Final = "dGFza2xlZGdlcjAx"
+WHEN: Final = datetime(2026, 1, 2, 3, 4, 5, 678_901, tzinfo=UTC)
+
+
+def envelope(version: int = 1) -> dict[str, Any]:
+    """What every record needs, its random uid included."""
+    return {"originator_id": TASK, "originator_version": version, "event_uid": UID}
+
+
+def _traced(version: int) -> dict[str, Any]:
+    return {
+        **envelope(version),
+        "correlation_id": "0199d1a0-0000-7000-8000-000000000001",
+        "causation_id": "0199d1a0-0000-7000-8000-000000000002",
+        "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        "actor": "key:ops",
+    }
+
+
+def _both(cls: type[EventRecord], required: dict[str, Any], **optional: Any) -> dict[str, EventRecord]:
+    version = 1 if cls in {TaskCreated, QueuePaused} else 2
+    return {
+        "full": cls(**_traced(version), **required, **optional),
+        "minimal": cls(**envelope(version), **required),
+    }
+
+
+_BY: Final = {"by": "key:ops", "reason": "maintenance – until noon"}
+_QUEUE: Final = {"tenant": "acme", "queue": "slow"}
+
+RECORDS: Final[dict[tuple[type[EventRecord], int], dict[str, EventRecord]]] = {
+    (TaskCreated, 1): _both(
+        TaskCreated,
+        {"kind": "sum", "payload": {"x": 1, "y": [2.5, None, True, "ünïcödé \x00"]}},
+        queue="slow",
+        priority="high",
+        run_at=WHEN,
+        scheduled=True,
+        max_attempts=7,
+        timeout_seconds=12.5,
+        retry=RetryPolicy(base_seconds=2.0, cap_seconds=60.0),
+        tags=("blue", "eu-west.1"),
+        tenant="acme",
+    ),
+    (TaskStarted, 1): _both(
+        TaskStarted,
+        {"attempt": 3, "holder": "0199d1a0-1111-7000-8000-000000000003", "worker": "worker-7"},
+    ),
+    (TaskCompleted, 1): _both(TaskCompleted, {"attempt": 3}, result={"sum": 3}, duration=0.125),
+    (TaskFailed, 1): _both(
+        TaskFailed,
+        {"attempt": 3, "cause": "error"},
+        error=TaskError(type="ValueError", message="no such luck", traceback="Traceback …"),
+        counted=False,
+        retry_at=WHEN,
+    ),
+    (TaskQueued, 1): _both(TaskQueued, {"reason": "due"}),
+    (TaskDeadLettered, 1): _both(TaskDeadLettered, {"reason": "attempts_exhausted", "attempts": 5}),
+    (TaskCancelRequested, 1): _both(TaskCancelRequested, {}, **_BY),
+    (TaskCancelled, 1): _both(TaskCancelled, {}, **_BY),
+    (TaskRequeued, 1): _both(TaskRequeued, {}, **_BY),
+    (TaskDiscarded, 1): _both(TaskDiscarded, {}, **_BY),
+    (QueuePaused, 1): _both(QueuePaused, _QUEUE, **_BY),
+    (QueueResumed, 1): _both(QueueResumed, _QUEUE, **_BY),
+}
+"""By class and stored version: what each golden file must decode to, by the names of its entries."""
