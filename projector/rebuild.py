@@ -1,0 +1,182 @@
+"""`taskledger rebuild`: the read tables anew from the log, beside the live ones, then switched.
+
+Nothing is re-run and nothing is published: only the fold is repeated. Reads go on meanwhile, all from
+one generation or the other. A rebuild that dies leaves an unread generation, which the next one drops.
+"""
+
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import Final
+
+from psycopg import Connection, IsolationLevel
+from psycopg.rows import TupleRow
+
+from events.codec import EventMapper
+from events.errors import SchemaNotReady
+from events.migrate import check_schema
+from events.recorder import PostgresTaskRecorder
+from projector import generations
+from projector.follower import BATCH_EVENTS, Follower
+from projector.generations import Generation
+from projector.leadership import Leadership
+from projector.parity import SHOWN, Snapshot, differences
+from taskledger.postgres import SESSION, connect_sync
+from taskledger.settings import Settings
+
+Progress = Callable[[int, int], None]
+"""Called with the position reached and the one to reach."""
+
+MAINTENANCE: Final = f"{SESSION} -c statement_timeout=0 -c idle_in_transaction_session_timeout=0"
+"""Comparing a big table takes as long as it takes, and holds up nobody."""
+_SESSION: Final = f"{MAINTENANCE} -c synchronous_commit=off"
+
+
+@dataclass(frozen=True, slots=True)
+class Rebuilt:
+    generation: int
+    """Live from now on."""
+    replaced: int | None
+    """Retired: still kept up, and there to go back to, until it is pruned."""
+    checkpoint: int
+    differences: tuple[str, ...]
+    """Where the replaced tables were not what the log says: the first 20. The log is the truth, so
+    they do not stop the switch."""
+
+
+def rebuild(dsn: str, *, progress: Progress | None = None) -> Rebuilt:
+    """Raises psycopg errors, SchemaNotReady, and FoldStopped at an event that this release cannot
+    fold; the live generation is then as it was."""
+    recorder = PostgresTaskRecorder(lambda: connect_sync(dsn, name="rebuild-read"))
+    with (
+        closing(recorder),
+        connect_sync(dsn, name="rebuild", options=_SESSION) as connection,
+        Leadership(dsn, name="rebuild-leader", idle_seconds=0) as leadership,
+    ):
+        check_schema(connection)
+        generation = _begin(connection, leadership)
+        follower = Follower(connection, recorder, EventMapper(), generation)
+        try:
+            _catch_up(connection, follower, recorder, progress)
+            found = _prove(dsn, connection, follower)
+            replaced = _switch(connection, follower, recorder)
+        except BaseException:
+            if not connection.broken:
+                generations.drop(connection, generation)
+            raise
+        follower.announce()
+        return Rebuilt(generation.number, replaced, follower.checkpoint, tuple(found))
+
+
+def drop_retired(dsn: str) -> list[int]:
+    """Drops the retired generations and says which."""
+    with connect_sync(dsn, name="prune", options=MAINTENANCE) as connection:
+        return [generation.number for generation in generations.prune(connection)]
+
+
+def rollback(dsn: str) -> int:
+    """Makes the newest retired generation of this release's schema live again, at the checkpoint of
+    the one it replaces, so that no reader sees an older state. Raises SchemaNotReady if there is none."""
+    recorder = PostgresTaskRecorder(lambda: connect_sync(dsn, name="rollback-read"))
+    with closing(recorder), connect_sync(dsn, name="rollback", options=_SESSION) as connection:
+        check_schema(connection)
+        retired = [g for g in generations.generations(connection) if g.state == "retired" and g.is_ours]
+        if not retired:
+            raise SchemaNotReady("there is no retired generation of this release's schema to go back to")
+        follower = Follower(connection, recorder, EventMapper(), retired[-1])
+        _switch(connection, follower, recorder)
+        follower.announce()
+        return retired[-1].number
+
+
+def _begin(connection: Connection[TupleRow], leadership: Leadership) -> Generation:
+    """A new generation that no projector touches; drops those that dead rebuilds left behind."""
+    with connection.transaction():
+        generations.lock_generations(connection)
+        for left in generations.generations(connection):
+            if left.state == "building" and leadership.leads(left.number):
+                generations.drop(connection, left)
+                leadership.resign(left.number)
+        generation = generations.create(connection, "building")
+        leadership.leads(generation.number)
+        return generation
+
+
+def _catch_up(
+    connection: Connection[TupleRow],
+    follower: Follower,
+    recorder: PostgresTaskRecorder,
+    progress: Progress | None,
+) -> None:
+    """Until the live generation is no further than one batch ahead: proof and switch do the rest."""
+    while (target := _target(connection, recorder)) - follower.checkpoint > BATCH_EVENTS:
+        while follower.step(upto=target):
+            if progress is not None:
+                progress(follower.checkpoint, target)
+
+
+def _target(connection: Connection[TupleRow], recorder: PostgresTaskRecorder) -> int:
+    """Where the live generation is; the head of the log if there is none."""
+    live = generations.live(connection)
+    return (recorder.max_notification_id() or 0) if live is None else live.checkpoint
+
+
+def _prove(dsn: str, connection: Connection[TupleRow], follower: Follower) -> list[str]:
+    """Compares all rows at one checkpoint: the live tables frozen in a snapshot, ours, which nobody
+    else moves, brought to the very checkpoint of that snapshot."""
+    with connect_sync(dsn, name="rebuild-parity", options=MAINTENANCE, autocommit=False) as frozen:
+        frozen.isolation_level = IsolationLevel.REPEATABLE_READ
+        frozen.read_only = True
+        live = generations.live(frozen)
+        if live is None:
+            return []
+        while follower.step(upto=live.checkpoint):
+            continue
+        if follower.checkpoint != live.checkpoint:
+            return [f"the live generation was at position {live.checkpoint}, beyond the log"]
+        old = Snapshot(frozen, live.number)
+        with connection.transaction():
+            return differences(old, Snapshot(connection, follower.generation.number), shown=SHOWN)
+
+
+def _switch(
+    connection: Connection[TupleRow], follower: Follower, recorder: PostgresTaskRecorder
+) -> int | None:
+    """One transaction: hold the live generation where it is, come level with it, take its place."""
+    with connection.transaction():
+        connection.execute("set local synchronous_commit = on")
+        generations.lock_generations(connection)
+        live = generations.live(connection)
+        if live is None:
+            follower.follow_within(recorder.max_notification_id() or 0)
+        else:
+            level = generations.lock_checkpoint(connection, live)
+            follower.checkpoint = generations.lock_checkpoint(connection, follower.generation)
+            follower.follow_within(level)
+            generations.set_state(connection, live, "retired")
+        follower.generation = replace(follower.generation, state="live")
+        generations.set_state(connection, follower.generation, "live")
+        return None if live is None else live.number
+
+
+def run(settings: Settings, *, prune: bool = False) -> int:
+    """`taskledger rebuild [--prune]`. Returns the exit code."""
+    dsn = settings.require_postgres()
+    done = rebuild(dsn, progress=_show if sys.stderr.isatty() else None)
+    out = sys.stdout
+    if done.differences:
+        out.write("the old tables were not what the log says; now they are:\n")
+        out.writelines(f"  {line}\n" for line in done.differences)
+    else:
+        out.write("the old tables and the new ones were equal\n")
+    out.write(f"generation {done.generation} is live, at position {done.checkpoint}\n")
+    if prune:
+        out.writelines(f"generation {number} dropped\n" for number in drop_retired(dsn))
+    return 0
+
+
+def _show(position: int, target: int) -> None:
+    end = "\n" if position >= target else ""
+    sys.stderr.write(f"\rfolded {position:,} of {target:,} events{end}")
+    sys.stderr.flush()
