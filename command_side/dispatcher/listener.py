@@ -1,0 +1,36 @@
+"""Hears of new events by NOTIFY. Only a hint: the relay polls as well, so nothing depends on this."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import psycopg
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
+
+from events.deadline import pauses
+from events.statements import LOG_CHANNEL
+from taskledger.telemetry import get_logger
+
+_CHECK_SECONDS = 5.0
+"""After this long without a word the connection is asked whether it still lives."""
+
+_logger = get_logger(__name__)
+
+
+async def listen(connect: Callable[[], Awaitable[AsyncConnection[TupleRow]]], wake: asyncio.Event) -> None:
+    """Sets `wake` at each notification, and after each new connection, since some may have been missed.
+    Runs until it is cancelled; a database that is away is somebody else's line in the log."""
+    waits = pauses()
+    while True:
+        try:
+            async with await connect() as connection:
+                await connection.execute(f"listen {LOG_CHANNEL}")
+                wake.set()
+                waits = pauses()
+                while True:
+                    async for _ in connection.notifies(timeout=_CHECK_SECONDS):
+                        wake.set()
+                    await connection.execute("select 1")
+        except (psycopg.Error, OSError) as error:
+            _logger.debug("listener lost", reason=type(error).__name__)
+            await asyncio.sleep(next(waits))

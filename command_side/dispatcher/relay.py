@@ -1,0 +1,240 @@
+"""Follows the log: publishes what became queued, and keeps `outstanding`.
+
+For each batch the entries are published first, for the sake of latency, and the rows committed with
+their checkpoint after that. A crash in between leaves Redis ahead of the checkpoint: the next leader
+reads the queues' positions and passes over what is published, since an entry's id is its event's
+position. Redis behind the checkpoint cannot come from a crash of ours, because a publication that did not
+surely succeed makes its queue lag; it comes from a Redis that lost data, and is mended the same way.
+
+While Redis is away the fold goes on, so that the sweeper and the next start have the truth.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Generator, Mapping, Sequence
+from typing import Final, cast
+from uuid import UUID
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from command_side.dispatcher.outstanding import (
+    Changes,
+    Poison,
+    Row,
+    fold,
+    recall,
+    tasks_before,
+    tasks_to_recall,
+)
+from command_side.dispatcher.publisher import Publisher
+from command_side.dispatcher.status import DispatcherStatus, Outage
+from command_side.dispatcher.store import Identity, OutstandingStore
+from events.append import RecordedEvent
+from events.codec import EventMapper
+from events.errors import ConfigurationError, LogRewound, SchemaNotReady, Unavailable
+from events.log import LogReader
+from events.task_state import SETTLED
+from taskledger.telemetry import get_logger
+
+BATCH: Final = 2_000
+BATCH_BYTES: Final = 16 * 1024 * 1024
+POLL_SECONDS: Final = 1.0
+LOOK_SECONDS: Final = 1.0
+"""How often the positions in Redis are read: a loss goes unnoticed no longer than this."""
+RECALL_CHUNK: Final = 50
+"""Tasks whose whole history, payload included, is in memory at once."""
+
+_logger = get_logger(__name__)
+
+
+async def take_up(store: OutstandingStore) -> Identity:
+    """Where the fold stands and which log it follows; a table folded from another log is emptied.
+    Raises LogRewound if the log ends before the checkpoint."""
+    identity = await store.identity()
+    if identity.folded_tag != identity.tag:
+        if identity.folded_tag is not None:
+            _logger.warning("the log was restored: outstanding is folded anew", tag=identity.tag)
+        await store.restart()
+        identity = await store.identity()
+    if identity.head < identity.checkpoint:
+        raise LogRewound(
+            f"the log ends at {identity.head} and was read up to {identity.checkpoint}: it was restored"
+            " without a new tag. Draw one: update taskledger.log_identity"
+            " set tag = substr(md5(gen_random_uuid()::text), 1, 8)"
+        )
+    return identity
+
+
+class Relay:
+    """One term of leadership, from `identity` on. `wake` is set by whoever hears of new events.
+
+    Raises CheckpointConflict once another dispatcher leads.
+    """
+
+    def __init__(
+        self,
+        *,
+        log: LogReader,
+        store: OutstandingStore,
+        redis: Redis,
+        mapper: EventMapper,
+        identity: Identity,
+        status: DispatcherStatus,
+        wake: asyncio.Event,
+    ) -> None:
+        self._log = log
+        self._store = store
+        self._redis = redis
+        self._mapper = mapper
+        self._publisher = Publisher(redis, identity.tag, status)
+        self._start_head = identity.head
+        self._status = status
+        self._wake = wake
+        self._limit = 100
+        self._reread = False
+        self._broker = Outage("redis", status)
+        self._broker_checked = False
+        self._broker_from = 0.0
+        self._next_look = 0.0
+        self._database = Outage("postgres", status)
+        self.checkpoint = status.checkpoint = identity.checkpoint
+        self.live = asyncio.Event()
+        """Set once the fold has reached the head that the log had at the start. Only then is anything
+        published: what is behind that is mostly finished by now."""
+
+    async def run(self) -> None:
+        while True:
+            self._wake.clear()
+            try:
+                idle = not await self.turn()
+                self._database.is_over()
+            except (Unavailable, SchemaNotReady) as error:
+                await asyncio.sleep(self._database.goes_on(str(error)))
+                continue
+            if idle:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), POLL_SECONDS)
+
+    async def turn(self) -> bool:
+        """One batch, and a little mending in Redis; whether there is more to do at once."""
+        if not self._reread:
+            await self._reread_unreadable()
+            self._reread = True
+        events = await self._log.read_after(self.checkpoint, limit=self._limit)
+        if events:
+            await self._take(events)
+        if self.checkpoint >= self._start_head:
+            self.live.set()
+        lagging = self.live.is_set() and await self._mend()
+        return bool(events) or lagging
+
+    async def _take(self, events: Sequence[RecordedEvent]) -> None:
+        before, to = self.checkpoint, events[-1].id
+        changes = await self._fold(events, before)
+        self._tell(changes.poison)
+        if self.live.is_set() and self._broker_answers():
+            with self._broker_errors():
+                await self._publisher.offer(changes.queued_after(before))
+        await self._store.commit(before, to, changes)
+        self.checkpoint = self._status.checkpoint = to
+        self._limit = _next_limit(self._limit, events)
+
+    async def _fold(self, events: Sequence[RecordedEvent], before: int) -> Changes:
+        known = tasks_before(events)
+        rows = await self._store.rows(sorted(known))
+        absent = tasks_to_recall(events, known - rows.keys())
+        return fold(rows, events, self._mapper.decode, await self._recall(sorted(absent), before))
+
+    async def _recall(self, tasks: Sequence[UUID], upto: int) -> dict[UUID, Row]:
+        recalled: dict[UUID, Row] = {}
+        for start in range(0, len(tasks), RECALL_CHUNK):
+            histories = await self._log.read_streams(tasks[start : start + RECALL_CHUNK])
+            for task, history in histories.items():
+                row = recall(history, upto, self._mapper.decode)
+                if row is not None:
+                    recalled[task] = row
+        return recalled
+
+    async def _reread_unreadable(self) -> None:
+        """Tasks that an earlier release could not read may mean something to this one."""
+        beyond: UUID | None = None
+        while tasks := await self._store.unreadable(beyond, RECALL_CHUNK):
+            beyond = tasks[-1]
+            recalled = await self._recall(tasks, self.checkpoint)
+            changes = _readable(recalled)
+            if changes.put or changes.gone:
+                await self._store.commit(self.checkpoint, self.checkpoint, changes)
+                _logger.info("tasks read again", count=len(changes.put) + len(changes.gone))
+
+    async def _mend(self) -> bool:
+        """Looks at Redis once a second, and at queues not seen before; helps those that lag. Whether
+        there are any left. A Redis that is away is asked again when its pause is over."""
+        if not self._broker_answers():
+            return False
+        with self._broker_errors():
+            if not self._broker_checked:
+                await check_broker(self._redis)
+                self._broker_checked = True
+            queues: list[str] = []
+            if time.monotonic() >= self._next_look:
+                queues = await self._store.queued_queues()
+                await self._redis.ping()
+                self._next_look = time.monotonic() + LOOK_SECONDS
+            await self._publisher.look(queues, self._log.head, self.checkpoint)
+            await self._publisher.catch_up(self._store, self.checkpoint)
+            self._broker.is_over()
+            return self._publisher.lags
+        return False
+
+    def _broker_answers(self) -> bool:
+        return time.monotonic() >= self._broker_from
+
+    @contextlib.contextmanager
+    def _broker_errors(self) -> Generator[None]:
+        """Redis away, refusing writes (OOM), or not fit: nothing is known of its streams any more."""
+        try:
+            yield
+        except (RedisError, OSError, ConfigurationError) as error:
+            reason = str(error) if isinstance(error, ConfigurationError) else type(error).__name__
+            self._publisher.forget()
+            self._broker_checked = False
+            self._next_look = 0.0
+            self._broker_from = time.monotonic() + self._broker.goes_on(reason)
+
+    def _tell(self, poison: Sequence[Poison]) -> None:
+        for event in poison:
+            self._status.poison += 1
+            _logger.error(
+                "event passed over",
+                position=event.position,
+                topic=event.topic,
+                task=str(event.task_id),
+                reason=event.reason,
+            )
+
+
+def _readable(recalled: Mapping[UUID, Row]) -> Changes:
+    changes = Changes()
+    for task, row in recalled.items():
+        if not row.unreadable:
+            if row.state in SETTLED:
+                changes.gone.append(task)
+            else:
+                changes.put.append(row)
+    return changes
+
+
+def _next_limit(limit: int, events: Sequence[RecordedEvent]) -> int:
+    """Grows while batches are small in bytes, so that large payloads do not fill the memory."""
+    size = sum(len(event.state) for event in events) // len(events) + 1
+    return max(1, min(BATCH, 2 * limit, BATCH_BYTES // size))
+
+
+async def check_broker(redis: Redis) -> None:
+    """Raises ConfigurationError if Redis may evict keys: then it would lose streams while it runs."""
+    memory = cast("dict[str, object]", await redis.info("memory"))
+    policy = memory.get("maxmemory_policy", "noeviction")
+    if policy != "noeviction":
+        raise ConfigurationError(f"Redis evicts keys: set its maxmemory-policy {policy} to noeviction")

@@ -1,0 +1,59 @@
+"""How every process reaches PostgreSQL: one place for timeouts, keepalives and names."""
+
+from typing import Any, Final
+
+import psycopg
+from psycopg import AsyncConnection, Connection
+from psycopg.rows import TupleRow
+from psycopg_pool import AsyncConnectionPool
+
+LIBPQ: Final[dict[str, Any]] = {
+    "connect_timeout": 5,
+    # A peer that vanished without a word is noticed within ten seconds, not in two hours.
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 2,
+    "tcp_user_timeout": 10_000,
+}
+SESSION: Final = (
+    "-c statement_timeout=10s -c lock_timeout=5s -c idle_in_transaction_session_timeout=5s"
+    " -c timezone=UTC -c search_path=pg_catalog -c jit=off"
+)
+"""A client frozen in the middle of something must not hold others up. Long maintenance overrides it."""
+
+Pool = AsyncConnectionPool[AsyncConnection[TupleRow]]
+
+
+async def connect(
+    dsn: str, *, name: str, autocommit: bool = True, options: str = SESSION
+) -> AsyncConnection[TupleRow]:
+    return await AsyncConnection.connect(
+        dsn, autocommit=autocommit, application_name=f"taskledger-{name}", options=options, **LIBPQ
+    )
+
+
+def connect_sync(
+    dsn: str, *, name: str, autocommit: bool = True, options: str = SESSION
+) -> Connection[TupleRow]:
+    return psycopg.connect(
+        dsn, autocommit=autocommit, application_name=f"taskledger-{name}", options=options, **LIBPQ
+    )
+
+
+def make_pool(dsn: str, *, name: str, size: int) -> Pool:
+    """Closed: open it with `async with`. Connects in the background, so that a process can start
+    before its database does."""
+    return AsyncConnectionPool(
+        dsn,
+        kwargs={
+            "autocommit": True,
+            "application_name": f"taskledger-{name}",
+            "options": SESSION,
+            **LIBPQ,
+        },
+        min_size=min(2, size),
+        max_size=size,
+        open=False,
+        name=name,
+        reconnect_timeout=2**31,
+    )
