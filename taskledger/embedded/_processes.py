@@ -45,7 +45,7 @@ class Child:
     *thread* that forked ends, see PR_SET_PDEATHSIG(2const); a caller's thread may belong to a pool.
     """
 
-    def __init__(  # noqa: PLR0913
+    def __init__(
         self,
         argv: Sequence[str],
         *,
@@ -61,7 +61,7 @@ class Child:
         def parent() -> None:
             try:
                 process = subprocess.Popen(  # noqa: S603
-                    [*run_as.prefix, *_at_our_death(death_signal), *argv],
+                    [*run_as.prefix, *at_our_death(death_signal), *argv],
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,
@@ -134,7 +134,7 @@ def succeeds(argv: Sequence[str], run_as: RunAs | None = None) -> bool:
     return done.returncode == 0
 
 
-def _at_our_death(number: signal.Signals) -> list[str]:
+def at_our_death(number: signal.Signals) -> list[str]:
     """The prefix that has the kernel send the signal when we die; none where it is not to be had."""
     return ["setpriv", "--pdeathsig", number.name.removeprefix("SIG"), "--"] if _setpriv_works() else []
 
@@ -142,4 +142,6 @@ def _at_our_death(number: signal.Signals) -> list[str]:
 @cache
 def _setpriv_works() -> bool:
     # BusyBox has a setpriv without --pdeathsig
-    return shutil.which("setpriv") is not None and succeeds(["setpriv", "--pdeathsig", "TERM", "--", "true"])
+    return shutil.which("setpriv") is not None and succeeds(
+        ["setpriv", "--pdeathsig", "TERM", "--", "true"]
+    )

@@ -3,7 +3,6 @@
 import json
 import os
 import secrets
-import shutil
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -84,8 +83,8 @@ class Server(ABC):
             self._lock = None
 
     def _claim(self) -> None:
-        """Take the lock, then end and clear away what a killed run left. Nothing to do for a server that died
-        under us: its socket folder, and so its address, stays the same."""
+        """Take the lock, then end and clear away what a killed run left. Nothing to do for a server that
+        died under us: its socket folder, and so its address, stays the same."""
         if self._lock is not None:
             return
         files.make_data_dir(self.data_dir)
@@ -94,14 +93,13 @@ class Server(ABC):
         mark = " ".join(self._marking_options())
         for pid in {last_run["pid"], *self._other_leftover_pids()} - {0}:
             if not end_leftover(pid, mark, self.stop_signals):
-                raise EmbeddedServerError(
-                    f"the {self.title} of an earlier run (pid {pid}) does not stop; end it, or {files.ELSEWHERE}"
-                )
+                stuck = f"the {self.title} of an earlier run (pid {pid}) does not stop"
+                raise EmbeddedServerError(f"{stuck}; end it, or {files.ELSEWHERE}")
         files.remove_socket_dir(Path(last_run["socket_dir"]), self._default_socket_dir)
         files.remove_socket_dir(self._default_socket_dir, self._default_socket_dir)
         self._run_file.unlink(missing_ok=True)
         for half_made in self.data_dir.glob(f"{self.name}.new-*"):
-            shutil.rmtree(half_made)
+            files.remove_tree(half_made)
 
     def _make_socket_dir(self) -> None:
         if self._socket_dir is None:

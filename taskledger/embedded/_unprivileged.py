@@ -9,8 +9,8 @@ from events.errors import EmbeddedServerError
 from taskledger.embedded._files import ELSEWHERE
 from taskledger.embedded._processes import RunAs, succeeds
 
-# In the new namespace root is called 1000. To the kernel it stays root without privileges, so the files keep
-# their owner and no other user can open them. It must be another number than 0, which one does not matter.
+# In the new namespace root is called 1000. To the kernel it stays root, without privileges, so the files
+# keep their owner and no other user can open them. Any number but 0 will do.
 _NAMESPACE = ("unshare", "--user", "--map-user=1000", "--map-group=1000", "--")
 _UNPRIVILEGED_USERS = ("postgres", "nobody")
 
@@ -18,13 +18,15 @@ _UNPRIVILEGED_USERS = ("postgres", "nobody")
 def identity_for(home: Path, program: Path) -> RunAs:
     """Who runs PostgreSQL on the data folder `home`, which may not exist yet.
 
-    Ourselves, unless we are root. Root: the owner of the data, if that is somebody else; ourselves in a user
-    namespace; where namespaces are refused, an existing unprivileged user, if one can get to the data.
+    Ourselves, unless we are root. Root: the owner of the data, if that is somebody else; ourselves in a
+    user namespace; where those are refused, an existing unprivileged user, if one can get to the data.
     """
     owner = home.stat().st_uid if home.exists() else os.geteuid()
     if os.geteuid() != 0:
         if owner != os.geteuid():
-            raise EmbeddedServerError(f"{home} belongs to another user (uid {owner}); run as that one, or {ELSEWHERE}")
+            raise EmbeddedServerError(
+                f"{home} belongs to another user (uid {owner}); run as that one, or {ELSEWHERE}"
+            )
         return RunAs()
     if owner == 0 and _namespaces_work(program):
         return RunAs(prefix=_NAMESPACE)
@@ -36,17 +38,23 @@ def _another_user(owner: int, home: Path, program: Path) -> RunAs:
     name = f"user {run_as.uid}" if owner else f"user {pwd.getpwuid(run_as.uid or 0).pw_name}"
     why = "PostgreSQL does not run as root"
     if not succeeds(["true"], run_as):
-        raise EmbeddedServerError(f"{why}, nor may we become {name} here; run taskledger as an ordinary user")
+        raise EmbeddedServerError(
+            f"{why}, nor may we become {name} here; run taskledger as an ordinary user"
+        )
     if closed := _first_closed(program, run_as):
-        raise EmbeddedServerError(f"{why}, and {name} cannot enter {closed}, where it is installed; use another user")
+        raise EmbeddedServerError(
+            f"{why}, and {name} cannot enter {closed}, where it is installed; use another user"
+        )
     if closed := _first_closed(home, run_as):
-        raise EmbeddedServerError(f"{why}, and {name} cannot enter {closed}; open it to that user, or {ELSEWHERE}")
+        raise EmbeddedServerError(
+            f"{why}, and {name} cannot enter {closed}; open it to that user, or {ELSEWHERE}"
+        )
     return run_as
 
 
 def _first_closed(path: Path, run_as: RunAs) -> Path | None:
-    """The first folder on the way to `path` that the user cannot enter, asked of the kernel: modes alone do not
-    tell where there are access lists."""
+    """The first folder on the way to `path` that the user cannot enter. We ask the kernel: where there are
+    access lists, modes do not tell."""
     way = [folder for folder in (*reversed(path.parents), path) if folder.exists()]
     return next((folder for folder in way if not succeeds(["test", "-x", str(folder)], run_as)), None)
 

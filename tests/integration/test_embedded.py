@@ -11,9 +11,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol, cast
 
 import psycopg
 import pytest
@@ -29,7 +30,9 @@ SERVERS = [EmbeddedPostgres, EmbeddedValkey]
 both = pytest.mark.parametrize("kind", SERVERS)
 needs_proc = pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks for processes in /proc")
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="about starting as root")
-needs_setpriv = pytest.mark.skipif(not shutil.which("setpriv"), reason="no setpriv: the next start cleans up instead")
+needs_setpriv = pytest.mark.skipif(
+    not shutil.which("setpriv"), reason="no setpriv: the next start cleans up instead"
+)
 
 # Starts a server, says its pid or what went wrong, and holds it until stdin ends.
 HOLDER = """
@@ -59,8 +62,8 @@ def test_data_of_the_first_start_is_there_at_the_second(kind: type[Server], tmp_
 
 
 @both
-def test_start_and_stop_twice_are_once(kind: type[Server], tmp_path: Path) -> None:
-    server = kind(tmp_path)
+def test_start_and_stop_twice_are_once(kind: type[Server], used_dir: Path) -> None:
+    server = kind(used_dir)
     server.stop()
     try:
         assert server.start() == server.start()
@@ -73,12 +76,12 @@ def test_start_and_stop_twice_are_once(kind: type[Server], tmp_path: Path) -> No
 
 @both
 @needs_proc
-def test_stop_leaves_no_process_and_no_socket(kind: type[Server], tmp_path: Path) -> None:
-    with started(kind, tmp_path / "data"):
-        assert processes_on(tmp_path)
-    assert processes_on(tmp_path) == []
-    assert not list(tmp_path.rglob("*.sock*"))
-    assert not list(tmp_path.rglob("*.run"))
+def test_stop_leaves_no_process_and_no_socket(kind: type[Server], used_dir: Path) -> None:
+    with started(kind, used_dir):
+        assert processes_on(used_dir)
+    assert processes_on(used_dir) == []
+    assert not list(used_dir.rglob("*.sock*"))
+    assert not list(used_dir.rglob("*.run"))
 
 
 @both
@@ -121,24 +124,30 @@ def test_valkey_wants_the_password_and_serves_the_asyncio_client(tmp_path: Path)
         }
         assert asyncio.run(async_command(url, "CONFIG", "GET", "appendonly")) == {"appendonly": "yes"}
         assert command(url, "CONFIG", "GET", "port") == {"port": "0"}
-        with pytest.raises(redis.ConnectionError, match="must be called with the client already authenticated"):
+        with pytest.raises(
+            redis.ConnectionError, match="must be called with the client already authenticated"
+        ):
             asyncio.run(async_command(url.partition("?")[0], "PING"))
 
 
-def test_settings_win_over_defaults(tmp_path: Path) -> None:
+def test_settings_win_over_defaults(used_dir: Path) -> None:
     with (
-        embedded_postgres(tmp_path, settings={"max_connections": "17"}) as dsn,
+        embedded_postgres(used_dir, settings={"max_connections": "17"}) as dsn,
         psycopg.connect(dsn) as connection,
     ):
         assert connection.execute("SHOW max_connections").fetchone() == ("17",)
-    with embedded_valkey(tmp_path, settings={"databases": "3"}) as url:
+    with embedded_valkey(used_dir, settings={"databases": "3"}) as url:
         assert command(url, "CONFIG", "GET", "databases") == {"databases": "3"}
 
 
 @pytest.mark.parametrize(
     ("kind", "settings", "told"),
     [
-        (EmbeddedPostgres, {"max_connections": "many"}, 'invalid value for parameter "max_connections": "many"'),
+        (
+            EmbeddedPostgres,
+            {"max_connections": "many"},
+            'invalid value for parameter "max_connections": "many"',
+        ),
         (EmbeddedValkey, {"maxmemory-policy": "some"}, "argument"),
     ],
 )
@@ -152,8 +161,10 @@ def test_a_server_that_dies_at_start_is_quoted(
 
 
 @both
-def test_a_server_that_dies_is_started_again_at_the_same_address(kind: type[Server], tmp_path: Path) -> None:
-    with started(kind, tmp_path) as (server, address):
+def test_a_server_that_dies_is_started_again_at_the_same_address(
+    kind: type[Server], used_dir: Path
+) -> None:
+    with started(kind, used_dir) as (server, address):
         put(address, "kept")
         kill_server(server)
         assert server.start() == address
@@ -163,35 +174,38 @@ def test_a_server_that_dies_is_started_again_at_the_same_address(kind: type[Serv
 @both
 @needs_proc
 @needs_setpriv
-def test_a_server_ends_when_we_are_killed(kind: type[Server], tmp_path: Path) -> None:
-    with holder(kind, tmp_path) as process:
+def test_a_server_ends_when_we_are_killed(kind: type[Server], used_dir: Path) -> None:
+    with holder(kind, used_dir) as process:
         os.kill(process.pid, signal.SIGKILL)
-        wait_until(lambda: not processes_on(tmp_path), "the server to follow us")
-    with started(kind, tmp_path):
+        wait_until(lambda: not processes_on(used_dir), "the server to follow us")
+    with started(kind, used_dir):
         pass
 
 
 @both
 @needs_proc
 def test_a_server_that_outlived_us_is_stopped_by_the_next_start(
-    kind: type[Server], tmp_path: Path, short_path: Callable[..., str]
+    kind: type[Server], used_dir: Path, short_path: Callable[..., str]
 ) -> None:
-    with holder(kind, tmp_path / "data", path=short_path("unshare")) as process:
+    with holder(kind, used_dir, path=short_path("unshare")) as process:
         pid = process.server_pid
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-    assert pid in processes_on(tmp_path / "data")
-    with started(kind, tmp_path / "data") as (server, _):
-        assert pid not in processes_on(tmp_path / "data")
+    assert pid in processes_on(used_dir)
+    with started(kind, used_dir) as (server, _):
+        assert pid not in processes_on(used_dir)
         assert server.pid != pid
-    assert processes_on(tmp_path) == []
+    assert processes_on(used_dir) == []
 
 
 @both
 def test_the_terminal_and_the_thread_that_started_it_do_not_reach_the_server(
-    kind: type[Server], tmp_path: Path
+    kind: type[Server], used_dir: Path
 ) -> None:
-    server = kind(tmp_path)
+    server = kind(used_dir)
+    server.start()
+    server.stop()
+    logged = server.log.stat().st_size
     thread = threading.Thread(target=server.start)
     thread.start()
     thread.join()
@@ -199,7 +213,7 @@ def test_the_terminal_and_the_thread_that_started_it_do_not_reach_the_server(
         assert server.pid is not None
         assert os.getsid(server.pid) == server.pid
         put(server.start(), "still there")
-        log = server.log.read_text()
+        log = server.log.read_text()[logged:]
         assert "shutdown request" not in log
         assert "scheduling shutdown" not in log
     finally:
@@ -212,51 +226,57 @@ def test_an_initdb_that_was_killed_is_done_again(tmp_path: Path) -> None:
         wait_until(lambda: any(tmp_path.glob("postgres.new-*/PG_VERSION")), "initdb to begin")
         process.kill()
     assert not (tmp_path / "postgres").exists()
-    assert list(tmp_path.glob("postgres.new-*"))
+    (tmp_path / "postgres.new-of-a-power-cut" / "base").mkdir(parents=True)
     with embedded_postgres(tmp_path) as dsn:
         put(dsn, "fine")
     assert not list(tmp_path.glob("postgres.new-*"))
 
 
-def test_an_orphan_of_a_killed_server_is_waited_for(tmp_path: Path) -> None:
+def test_an_orphan_of_a_killed_server_is_waited_for(used_dir: Path) -> None:
     """Two servers on one data folder would ruin it: PostgreSQL's own guard must stay in force."""
-    with started(EmbeddedPostgres, tmp_path) as (server, address), psycopg.connect(address) as connection:
+    with started(EmbeddedPostgres, used_dir) as (server, address), psycopg.connect(address) as connection:
         backend = connection.info.backend_pid
         os.kill(backend, signal.SIGSTOP)
-        kill_server(server)
-        with pytest.raises(EmbeddedServerError, match="pre-existing shared memory block"):
-            server.start(timeout=0.5)
-        os.kill(backend, signal.SIGKILL)
+        try:
+            kill_server(server)
+            with pytest.raises(EmbeddedServerError, match="pre-existing shared memory block"):
+                server.start(timeout=0.5)
+        finally:
+            os.kill(backend, signal.SIGKILL)
         put(server.start(), "fine")
 
 
-def test_a_pid_that_another_program_has_by_now_is_no_obstacle(tmp_path: Path) -> None:
-    with started(EmbeddedPostgres, tmp_path) as (server, _):
+def test_a_pid_that_another_program_has_by_now_is_no_obstacle(used_dir: Path) -> None:
+    with started(EmbeddedPostgres, used_dir) as (server, _):
         kill_server(server)
-    pid_file = tmp_path / "postgres" / "postmaster.pid"
+    pid_file = used_dir / "postgres" / "postmaster.pid"
     with subprocess.Popen(["sleep", "60"]) as stranger:
         dead, rest = pid_file.read_text().split("\n", 1)
         assert dead.isdigit()
         pid_file.write_text(f"{stranger.pid}\n{rest}")
-        (tmp_path / "postgres.run").write_text(f'{{"pid": {stranger.pid}, "socket_dir": "{tmp_path}/postgres.socket"}}')
-        with embedded_postgres(tmp_path) as dsn:
+        (used_dir / "postgres.run").write_text(
+            f'{{"pid": {stranger.pid}, "socket_dir": "{used_dir}/postgres.socket"}}'
+        )
+        with embedded_postgres(used_dir) as dsn:
             put(dsn, "fine")
         assert stranger.poll() is None
         stranger.kill()
 
 
 @both
-def test_the_second_on_one_folder_is_refused(kind: type[Server], tmp_path: Path) -> None:
-    with started(kind, tmp_path) as (server, address):
-        line = refusal(kind(tmp_path))
-        assert f"another taskledger is running from {tmp_path} (pid {os.getpid()})" in line
+def test_the_second_on_one_folder_is_refused(kind: type[Server], used_dir: Path) -> None:
+    with started(kind, used_dir) as (server, address):
+        line = refusal(kind(used_dir))
+        assert f"another taskledger is running from {used_dir} (pid {os.getpid()})" in line
         assert server.alive()
         put(address, "undisturbed")
 
 
 @both
 @pytest.mark.parametrize("name", ["long" * 30, "comma,blank and ünicode"])
-def test_a_path_that_takes_no_socket_gets_one_elsewhere(kind: type[Server], name: str, tmp_path: Path) -> None:
+def test_a_path_that_takes_no_socket_gets_one_elsewhere(
+    kind: type[Server], name: str, tmp_path: Path
+) -> None:
     with started(kind, tmp_path / name) as (server, address):
         put(address, "fine")
         folder = socket_folder(address)
@@ -269,12 +289,12 @@ def test_a_path_that_takes_no_socket_gets_one_elsewhere(kind: type[Server], name
 
 @both
 @pytest.mark.parametrize(
-    ("data_dir", "culprit"),
+    ("wanted", "culprit"),
     [("/proc/taskledger", "/proc/taskledger"), (f"{__file__}/data", __file__), (__file__, __file__)],
     ids=["read-only", "below-file", "file"],
 )
-def test_an_unusable_folder_is_told_in_one_line(kind: type[Server], data_dir: str, culprit: str) -> None:
-    assert f"cannot use {culprit}: " in refusal(kind(Path(data_dir)))
+def test_an_unusable_folder_is_told_in_one_line(kind: type[Server], wanted: str, culprit: str) -> None:
+    assert f"cannot use {culprit}: " in refusal(kind(Path(wanted)))
 
 
 def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path: Path) -> None:
@@ -305,11 +325,11 @@ def test_a_wrong_password_file_is_told_in_one_line(tmp_path: Path) -> None:
 
 
 @both
-def test_a_large_log_is_moved_aside(kind: type[Server], tmp_path: Path) -> None:
-    log = kind(tmp_path).log
-    log.parent.mkdir()
+def test_a_large_log_is_moved_aside(kind: type[Server], used_dir: Path) -> None:
+    log = kind(used_dir).log
+    log.parent.mkdir(parents=True, exist_ok=True)
     log.write_bytes(b"x" * 10 * 1024 * 1024 + b"y")
-    with started(kind, tmp_path):
+    with started(kind, used_dir):
         assert log.stat().st_size < 100_000
     assert Path(f"{log}.1").stat().st_size > 10 * 1024 * 1024
 
@@ -340,7 +360,9 @@ def test_root_without_namespaces_becomes_another_user_or_names_the_closed_folder
         open_folder.chmod(0o755)
         with holder(EmbeddedPostgres, open_folder / "data", path=short_path("setpriv")) as process:
             assert Path(f"/proc/{process.server_pid}").stat().st_uid not in {0, 65_533}
-        with embedded_postgres(open_folder / "data") as dsn:  # namespaces are back: the data keeps its owner
+        with embedded_postgres(
+            open_folder / "data"
+        ) as dsn:  # namespaces are back: the data keeps its owner
             put(dsn, "fine")
         assert (open_folder / "data" / "postgres").stat().st_uid != 0
         assert mode(open_folder) == 0o755
@@ -383,6 +405,12 @@ def started(kind: type[Server], data_dir: Path) -> Generator[tuple[Server, str]]
         server.stop()
 
 
+@pytest.fixture(scope="module")
+def used_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For tests to which it does not matter what was there before: an initdb takes most of a second."""
+    return tmp_path_factory.mktemp("embedded") / "data"
+
+
 @pytest.fixture
 def short_path() -> Generator[Callable[..., str]]:
     """A PATH on which the tools are that are named, and little else. Any user may use it."""
@@ -421,7 +449,8 @@ def put(address: str, value: str) -> None:
         command(address, "SET", "kept", value)
     else:
         with psycopg.connect(address) as connection:
-            connection.execute("CREATE TABLE IF NOT EXISTS kept AS SELECT %s AS value", [value])
+            connection.execute("DROP TABLE IF EXISTS kept")
+            connection.execute("CREATE TABLE kept AS SELECT %s AS value", [value])
 
 
 def got(address: str) -> str:
@@ -432,14 +461,20 @@ def got(address: str) -> str:
         return str(row and row[0])
 
 
+class Commands(Protocol):
+    """redis-py leaves this method untyped; the asyncio client's returns an awaitable."""
+
+    def execute_command(self, *words: str) -> object: ...
+
+
 def command(url: str, *words: str) -> object:
     with redis.Redis.from_url(url, decode_responses=True) as client:  # pyright: ignore[reportUnknownMemberType]
-        return client.execute_command(*words)
+        return cast("Commands", client).execute_command(*words)
 
 
 async def async_command(url: str, *words: str) -> object:
     async with redis.asyncio.from_url(url, decode_responses=True) as client:  # pyright: ignore[reportUnknownMemberType]
-        return await client.execute_command(*words)
+        return await cast("Awaitable[object]", cast("Commands", client).execute_command(*words))
 
 
 def socket_folder(address: str) -> Path:
