@@ -1,0 +1,163 @@
+"""This process's place in the consumer group: reads, claims, acknowledges. Knows Redis, not the log."""
+
+import time
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, Final
+
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+
+from command_side.worker.streams import Entry, Lanes, Stream, entry_of, streams_of
+from taskledger.redis import BLOCK_MS, GROUP
+from taskledger.telemetry import get_logger
+
+_logger = get_logger(__name__)
+
+MAX_CLAIMED: Final = 100
+"""Entries a sweep takes over from one stream."""
+FORGET_AFTER_MS: Final = 600_000
+"""A consumer with nothing pending that has not been seen for so long belongs to a dead process."""
+FORGET_EVERY_SECONDS: Final = 300.0
+
+
+class Consumer:
+    """Every method raises redis.exceptions.RedisError when Redis is away, or has lost the group."""
+
+    def __init__(
+        self, redis: Redis, name: str, queues: Collection[str], kinds: Collection[str], lease_seconds: float
+    ) -> None:
+        self._redis = redis
+        self._name = name
+        self._streams = {s.key: s for s in streams_of(queues, kinds)}
+        self._lanes = Lanes(list(self._streams.values()))
+        self._idle_ms = int(lease_seconds * 1000)
+        self._claim_every = lease_seconds / 2
+        self._block_ms = min(BLOCK_MS, int(self._claim_every * 1000))
+        self._claim_at = 0.0
+        self._forget_at = time.monotonic() + FORGET_EVERY_SECONDS
+
+    async def join(self) -> list[Entry]:
+        """Makes sure of streams and groups; returns what this consumer was given and has not settled.
+
+        From 0 and not from the end: what was published before the group existed is work too.
+        """
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for key in self._streams:
+                pipe.xgroup_create(key, GROUP, id="0", mkstream=True)
+            for answer in await pipe.execute(raise_on_error=False):
+                if isinstance(answer, Exception) and not str(answer).startswith("BUSYGROUP"):
+                    raise answer
+        return await self._read(self._streams.values(), count=None, start="0")
+
+    async def read(self, free: int, paused: Collection[str]) -> list[Entry]:
+        """At most `free` entries that nobody has had, in the order of their lanes. Does not block."""
+        taken: list[Entry] = []
+        for lane in self._lanes.next(paused):
+            if len(taken) >= free:
+                break
+            taken += await self._read_lane(lane, free - len(taken))
+        return taken
+
+    async def wait(self, paused: Collection[str]) -> list[Entry]:
+        """Blocks until there is something, for up to two seconds. One entry as a rule; one of each
+        stream if several were published in the same moment."""
+        streams = [s for s in self._streams.values() if s.queue not in paused]
+        return await self._read(streams, count=1, block=self._block_ms) if streams else []
+
+    @property
+    def block_seconds(self) -> float:
+        return self._block_ms / 1000
+
+    async def claim(self, free: int, paused: Collection[str]) -> list[Entry]:
+        """When it is time, takes over entries that others have held for a lease without starting them."""
+        if time.monotonic() < self._claim_at or free <= 0:
+            return []
+        claimed: list[Entry] = []
+        for stream in self._streams.values():
+            if stream.queue in paused:
+                continue
+            if len(claimed) >= free:
+                return claimed  # and go on at the next call
+            count = min(free - len(claimed), MAX_CLAIMED)
+            answer: Any = await self._redis.xautoclaim(
+                stream.key, GROUP, self._name, min_idle_time=self._idle_ms, start_id="0", count=count
+            )
+            claimed += [entry_of(stream, entry_id, fields) for entry_id, fields in answer[1]]
+        self._claim_at = time.monotonic() + self._claim_every
+        return claimed
+
+    async def settle(self, entries: Sequence[Entry]) -> None:
+        """Acknowledges and deletes: acknowledging alone would let the streams grow for ever."""
+        if not entries:
+            return
+        ids: dict[str, list[str]] = {}
+        for entry in entries:
+            ids.setdefault(entry.stream.key, []).append(entry.id)
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for key, of_stream in ids.items():
+                pipe.xack(key, GROUP, *of_stream)
+                pipe.xdel(key, *of_stream)
+            await pipe.execute()
+
+    async def forget_dead(self) -> None:
+        """Now and then removes consumers that processes left behind: only with nothing pending, since
+        removing a consumer throws its pending entries away."""
+        if time.monotonic() < self._forget_at:
+            return
+        self._forget_at = time.monotonic() + FORGET_EVERY_SECONDS
+        for key in self._streams:
+            for consumer in await self._redis.xinfo_consumers(key, GROUP):
+                if not consumer["pending"] and consumer["idle"] > FORGET_AFTER_MS:
+                    await self._redis.xgroup_delconsumer(key, GROUP, consumer["name"])
+
+    async def leave(self) -> None:
+        """At shutdown. What is still pending is given up at once, for others to claim."""
+        for key in self._streams:
+            pending: Any = await self._redis.xpending_range(
+                key, GROUP, min="-", max="+", count=1000, consumername=self._name
+            )
+            if pending:
+                ids = [row["message_id"] for row in pending]
+                await self._redis.xclaim(
+                    key, GROUP, self._name, 0, ids, idle=10 * self._idle_ms, justid=True
+                )
+            else:
+                await self._redis.xgroup_delconsumer(key, GROUP, self._name)
+
+    async def _read_lane(self, lane: list[Stream], free: int) -> list[Entry]:
+        """COUNT is for each stream, so each gets a share of the slots; what the quiet ones leave goes
+        to those that had as much as they were asked for."""
+        taken: list[Entry] = []
+        while lane and free > len(taken):
+            left = free - len(taken)
+            asked, lane = lane[:left], lane[left:]
+            share = left // len(asked)
+            found = await self._read(asked, count=share)
+            taken += found
+            given = [e.stream for e in found]
+            lane += [s for s in asked if given.count(s) >= share]
+        return taken
+
+    async def _read(
+        self,
+        streams: Iterable[Stream],
+        *,
+        count: int | None,
+        start: str = ">",
+        block: int | None = None,
+    ) -> list[Entry]:
+        answer: Any = await self._redis.xreadgroup(
+            GROUP, self._name, {s.key: start for s in streams}, count=count, block=block
+        )
+        # A list of pairs from RESP2, a dict from RESP3.
+        by_stream: dict[str, Any] = dict(answer or ())
+        return [
+            entry_of(self._streams[key], entry_id, fields)
+            for key, entries in by_stream.items()
+            for entry_id, fields in entries
+        ]
+
+
+def is_group_lost(error: Exception) -> bool:
+    """Redis was emptied: streams, if there are any, have no group."""
+    return isinstance(error, ResponseError) and str(error).startswith("NOGROUP")

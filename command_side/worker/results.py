@@ -1,0 +1,41 @@
+"""What a handler returns, as the log can keep it: strict JSON, of its declared type, bounded."""
+
+import json
+from typing import Any, Final
+
+from events.errors import TaskledgerError
+from taskledger import strict_json
+from taskledger.registry import Kind
+
+MAX_RESULT_BYTES: Final = 1024 * 1024
+
+
+class InvalidResult(Exception):  # noqa: N818  its name is the error type that clients see
+    """The handler returned something that cannot be stored. Trying again would not help."""
+
+
+def checked_result(kind: Kind, value: Any) -> Any:
+    """The value as plain JSON. Raises InvalidResult for one that is not of the declared type, is
+    larger than 1 MiB as JSON, nested deeper than 32, or holds NaN, NUL, a lone surrogate or an
+    integer beyond ±(2⁵³−1)."""
+    try:
+        typed = kind.result_adapter.validate_python(value)
+        plain = kind.result_adapter.dump_python(typed, mode="json")
+        encoded = json.dumps(plain, ensure_ascii=True, separators=(",", ":")).encode()
+        parsed = strict_json.parse(encoded)
+    except strict_json.UnstorableJson as flawed:
+        flaw = flawed.violations[0]
+        raise InvalidResult(f"the result{flaw.location}: {flaw.message}") from None
+    except TaskledgerError as malformed:
+        raise InvalidResult(str(malformed).replace("the body", "the result")) from None
+    except Exception as error:  # noqa: BLE001  serialising calls the types' own code
+        raise InvalidResult(f"the result is not of its declared type: {error}") from None
+    size = len(encoded) if len(encoded) <= MAX_RESULT_BYTES else len(_utf8(parsed))
+    if size > MAX_RESULT_BYTES:
+        raise InvalidResult(f"the result takes {size} bytes; {MAX_RESULT_BYTES} are allowed")
+    return parsed
+
+
+def _utf8(value: Any) -> bytes:
+    """Escapes make text longer than it is stored."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()

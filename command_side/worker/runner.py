@@ -1,0 +1,106 @@
+"""The slots of a worker: each runs one attempt from its start to the stored outcome."""
+
+import asyncio
+from collections.abc import Callable
+
+from command_side.worker.attempts import Attempt, Attempts
+from command_side.worker.executor import Executor
+from command_side.worker.finish import Finisher
+from taskledger.telemetry import get_logger
+
+_logger = get_logger(__name__)
+
+
+class Runner:
+    def __init__(
+        self,
+        executor: Executor,
+        finisher: Finisher,
+        attempts: Attempts,
+        *,
+        concurrency: int,
+        on_worn_out: Callable[[], None],
+    ) -> None:
+        self._executor = executor
+        self._finisher = finisher
+        self._attempts = attempts
+        self._concurrency = concurrency
+        self._on_worn_out = on_worn_out
+        self._running: set[asyncio.Task[None]] = set()
+        self._stuck: set[asyncio.Future[object]] = set()
+        self._changed = asyncio.Event()
+
+    @property
+    def free(self) -> int:
+        return self._concurrency - len(self._running) - len(self._stuck)
+
+    @property
+    def running(self) -> int:
+        return len(self._running)
+
+    @property
+    def stuck(self) -> int:
+        """Slots of handlers that overran and would not stop."""
+        return len(self._stuck)
+
+    async def wait_free(self) -> None:
+        while self.free <= 0:
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def wait_idle(self) -> None:
+        """Until no attempt waits for its outcome to be stored; handlers that are stuck do not count."""
+        while self._running:
+            self._changed.clear()
+            await self._changed.wait()
+
+    def start(self, attempt: Attempt) -> None:
+        self._attempts.add(attempt)
+        task = asyncio.create_task(self._run(attempt), name=f"attempt-{attempt.key}")
+        self._running.add(task)
+        task.add_done_callback(self._done)
+
+    def hand_back(self) -> None:
+        """Ends every handler that still runs."""
+        for attempt in self._attempts.running():
+            attempt.stop("handed_back")
+
+    async def abandon(self) -> None:
+        """Gives up storing outcomes: the process ends, and the sweeper will find the attempts lost."""
+        for task in list(self._running):
+            task.cancel()
+        await self.wait_idle()
+
+    async def _run(self, attempt: Attempt) -> None:
+        try:
+            outcome = await self._executor.run(attempt)
+            attempt.ended = True
+            if attempt.lingering is not None:
+                self._keep_slot(attempt, attempt.lingering)
+            await self._finisher.finish(attempt, outcome)
+        except Exception:
+            # A defect of ours. The attempt stays running in the log until its timeout is swept.
+            _logger.exception("attempt not finished", task=str(attempt.state.id), attempt=attempt.number)
+        finally:
+            attempt.ended = True
+            self._attempts.remove(attempt)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        self._changed.set()
+
+    def _keep_slot(self, attempt: Attempt, lingering: "asyncio.Future[object]") -> None:
+        _logger.warning(
+            "handler does not stop",
+            task=str(attempt.state.id),
+            attempt=attempt.number,
+            kind=attempt.kind.name,
+        )
+        self._stuck.add(lingering)
+        lingering.add_done_callback(self._returned)
+        if 2 * len(self._stuck) >= self._concurrency:
+            self._on_worn_out()
+
+    def _returned(self, lingering: "asyncio.Future[object]") -> None:
+        self._stuck.discard(lingering)
+        self._changed.set()

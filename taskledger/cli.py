@@ -1,0 +1,161 @@
+"""`taskledger <command>`: one command for each process, and `up` for all of them on this machine.
+
+Everything heavy is imported by the command that needs it, the sides by name only: the plumbing
+knows no side.
+"""
+
+import importlib
+import logging
+import os
+import sys
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from events.errors import TaskledgerError
+from taskledger.lifecycle import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_REFUSED, follow_supervisor
+
+if TYPE_CHECKING:
+    from taskledger.settings import Settings
+
+SIDES: Final = {
+    "command-api": "command_side.api.app",
+    "query-api": "query_side.api.app",
+    "dispatcher": "command_side.dispatcher.main",
+    "worker": "command_side.worker.main",
+    "projector": "projector.main",
+}
+"""Process -> the module whose `run(settings)` it is."""
+
+app = typer.Typer(
+    name="taskledger",
+    help="A task service whose only truth is an event log. Settings: TASKLEDGER__… or .env.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.command()
+def up(
+    workers: Annotated[int, typer.Option(min=1, max=64, help="How many worker processes.")] = 1,
+) -> None:
+    """Run everything on this machine: servers (unless DSNs are given), migrations, all processes."""
+    from taskledger.supervisor import Supervisor
+
+    Supervisor(_prepare("up"), workers=workers).run()
+
+
+@app.command()
+def migrate() -> None:
+    """Bring the database to what this release needs. Safe twice, and from many machines at once."""
+    from taskledger.database import migrate_when_reachable
+
+    revision = migrate_when_reachable(_prepare("migrate").require_postgres())
+    typer.echo(f"the database is at revision {revision}")
+
+
+@app.command("command-api")
+def command_api() -> None:
+    """Serve the command API: POST /tasks and all else that changes a task."""
+    _run("command-api")
+
+
+@app.command("query-api")
+def query_api() -> None:
+    """Serve the query API: GET /tasks and all else that reads."""
+    _run("query-api")
+
+
+@app.command()
+def dispatcher() -> None:
+    """Hand queued tasks to workers, and sweep what is due or lost. One leads, others stand by."""
+    _run("dispatcher")
+
+
+@app.command()
+def worker() -> None:
+    """Run handlers."""
+    _run("worker")
+
+
+@app.command()
+def projector() -> None:
+    """Keep the read tables. One leads, others stand by."""
+    _run("projector")
+
+
+@app.command()
+def rebuild(
+    prune: Annotated[bool, typer.Option(help="Drop the generations that are no longer read.")] = False,
+) -> None:
+    """Build the read tables afresh from the log, beside the live ones, and switch."""
+    _finish(_side("projector.rebuild").run(_prepare("rebuild"), prune=prune))
+
+
+@app.command()
+def verify() -> None:
+    """Check the log, and the read tables against a fresh fold of it. Exit code 1: differences."""
+    _finish(_side("projector.verify").run(_prepare("verify")))
+
+
+@app.command()
+def check(
+    url: Annotated[str, typer.Argument(help="As in http://127.0.0.1:8001; /health/ready if no path.")],
+) -> None:
+    """Ask a process whether it is ready. Exit code 1, and what is missing, if it is not."""
+    from taskledger.health import ask
+
+    missing = ask(url)
+    if missing is not None:
+        typer.echo(missing, err=True)
+        raise typer.Exit(EXIT_FAILED)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    from importlib.metadata import version as installed
+
+    typer.echo(installed("taskledger"))
+
+
+def main() -> None:
+    """The console script. What can be foreseen ends in one line and exit code 2, never in a trace."""
+    follow_supervisor()
+    if (here := os.getcwd()) not in sys.path:  # noqa: PTH109 (compared with strings)
+        sys.path.append(here)  # a user's own modules of handlers; last, so that none hides ours
+    try:
+        app()
+    except TaskledgerError as error:
+        print(f"taskledger: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(EXIT_REFUSED)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+    except Exception:
+        logging.getLogger(__name__).critical("unforeseen error", exc_info=True)
+        sys.exit(EXIT_FAILED)
+
+
+def _prepare(process: str) -> "Settings":
+    from taskledger.settings import load_settings
+    from taskledger.telemetry import configure_logging
+
+    settings = load_settings()
+    configure_logging(settings, process=process)
+    return settings
+
+
+def _side(module: str) -> Any:
+    return importlib.import_module(module)
+
+
+def _run(process: str) -> None:
+    settings = _prepare(process)
+    _finish(_side(SIDES[process]).run(settings))
+
+
+def _finish(code: int | None) -> None:
+    raise typer.Exit(code or 0)

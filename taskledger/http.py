@@ -1,0 +1,340 @@
+"""What both APIs share: problem documents, request ids, refusal of what cannot be stored, health, serving.
+
+app = FastAPI(docs_url=None, redoc_url=None, lifespan=...)
+install(app)                  # before the first route
+add_health(app, missing)
+add_docs(app)
+"""
+
+import re
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextvars import ContextVar
+from http import HTTPStatus
+from types import FrameType
+from typing import Any, Final, Protocol, runtime_checkable
+from urllib.parse import unquote_to_bytes
+
+import orjson
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from events.errors import ConfigurationError, TaskledgerError
+from events.ids import new_uid
+from taskledger.docs_page import render_docs, tidy
+from taskledger.telemetry import get_logger
+
+MAX_ERRORS: Final = 100
+RETRY_AFTER_SECONDS: Final = 1
+GRACEFUL_SECONDS: Final = 8
+"""How long requests under way may take once the process was told to stop."""
+
+_REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9_.-]{1,64}")
+_request_id: ContextVar[str] = ContextVar("taskledger_request_id", default="")
+_logger = get_logger(__name__)
+
+_HEADERS: Final = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+)
+
+
+class ProblemItem(BaseModel):
+    location: str
+    """A JSON Pointer into the body; what is wrong elsewhere begins with /query, /path or /header."""
+    message: str
+
+
+class Problem(BaseModel):
+    """RFC 9457. `code` is stable and meant for programs, `detail` for people."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str
+    request_id: str
+    errors: list[ProblemItem] | None = None
+
+
+@runtime_checkable
+class _Located(Protocol):
+    location: str
+    message: str
+
+
+def request_id() -> str:
+    """Of the request being served; empty outside one."""
+    return _request_id.get()
+
+
+def json_response(content: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """Times become RFC 3339 in UTC with Z; NaN and infinity become null."""
+    body = orjson.dumps(content, option=orjson.OPT_UTC_Z)
+    return Response(body, status, headers, "application/json")
+
+
+def problem_response(
+    status: int,
+    code: str,
+    detail: str,
+    *,
+    errors: Iterable[tuple[str, str]] = (),
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """`errors` are pairs of location (a JSON Pointer) and message; the first 100 are shown."""
+    problem: dict[str, Any] = {
+        "type": f"urn:taskledger:problem:{code}",
+        "title": code.replace("_", " ").capitalize(),
+        "status": status,
+        "code": code,
+        "detail": detail,
+        "request_id": request_id(),
+    }
+    items = [{"location": at, "message": message} for at, message in errors][:MAX_ERRORS]
+    if items:
+        problem["errors"] = items
+    headers = {"Cache-Control": "no-store", **(headers or {})}
+    if status in (429, 503):
+        headers.setdefault("Retry-After", str(RETRY_AFTER_SECONDS))
+    return Response(orjson.dumps(problem), status, headers, "application/problem+json")
+
+
+def install(app: FastAPI) -> None:
+    """Problem documents for every error, and the middleware. Call it before adding routes."""
+    app.router.redirect_slashes = False
+    app.add_exception_handler(TaskledgerError, _on_our_error)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_middleware(EdgeMiddleware)
+    describe = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        return tidy(describe())
+
+    app.__dict__["openapi"] = openapi  # FastAPI's documented way to change it is this assignment
+
+
+PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
+    "default": {"description": "A problem document (RFC 9457)", "model": Problem}
+}
+"""For `FastAPI(responses=PROBLEMS)` or a router: documents the errors of every route."""
+
+
+def problem_of(error: TaskledgerError) -> Response:
+    """Violations (objects with location and message), where the error has them, become `errors`."""
+    found: Sequence[object] = getattr(error, "violations", ())
+    errors = [(v.location, v.message) for v in found if isinstance(v, _Located)]
+    status = 503 if error.retryable and error.status == HTTPStatus.INTERNAL_SERVER_ERROR else error.status
+    if status == HTTPStatus.INTERNAL_SERVER_ERROR:
+        _logger.error("request failed", code=error.code, reason=str(error), request_id=request_id())
+    return problem_response(status, error.code, str(error), errors=errors)
+
+
+async def _on_our_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, TaskledgerError)  # noqa: S101  Starlette's signature is wider
+    return problem_of(error)
+
+
+async def _on_validation_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)  # noqa: S101
+    found: Sequence[Mapping[str, Any]] = error.errors()
+    if any(e["type"] == "json_invalid" for e in found):
+        return problem_response(400, "malformed_json", "the body is not JSON")
+    items = [(pointer(e["loc"]), message_of(e)) for e in found[:MAX_ERRORS]]
+    return problem_response(422, "invalid_request", "the request does not fit", errors=items)
+
+
+_HTTP_CODES: Final = {
+    404: ("not_found", "there is nothing at this path"),
+    405: ("method_not_allowed", "the path does not support this method"),
+    413: ("body_too_large", "the body is larger than this path accepts"),
+    415: ("unsupported_media_type", "the body must be application/json"),
+}
+
+
+async def _on_http_exception(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101
+    status = error.status_code
+    phrase = HTTPStatus(status).phrase
+    code, detail = _HTTP_CODES.get(status, (phrase.lower().replace(" ", "_"), phrase))
+    return problem_response(status, code, detail, headers=error.headers)
+
+
+_ECHOING: Final = {
+    "uuid_parsing": "Input should be a valid UUID",
+    "union_tag_invalid": "Input has an unknown tag",
+    "url_parsing": "Input should be a valid URL",
+    "missing": "Field is required",
+    "extra_forbidden": "Unknown field",
+    "model_type": "Input should be an object",
+}
+"""pydantic's own text for these repeats input, or is worth saying better."""
+
+
+def message_of(error: Mapping[str, Any]) -> str:
+    """What to say of one of pydantic's errors; none of it is input."""
+    return _ECHOING.get(error["type"]) or str(error["msg"])
+
+
+def pointer(location: Iterable[str | int]) -> str:
+    """A JSON Pointer from pydantic's location. Names a client made up are cut to 64 characters."""
+    parts = [str(part)[:64].replace("~", "~0").replace("/", "~1") for part in location]
+    if parts[:1] == ["body"]:
+        parts = parts[1:]
+    return "".join(f"/{part}" for part in parts)
+
+
+class EdgeMiddleware:
+    """The outermost layer of ours: request id, headers of every response, and the answer to what
+    nobody expected. Plain ASGI: Starlette's BaseHTTPMiddleware costs a task per request."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        identity = _identity(scope)
+        token = _request_id.set(identity)
+        started = False
+        headless = scope["method"] == "HEAD"
+        if headless:
+            scope = {**scope, "method": "GET"}
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                message = {**message, "headers": _complete(message.get("headers", ()), identity)}
+            elif headless and message["type"] == "http.response.body":
+                message = {**message, "body": b""}
+            await send(message)
+
+        try:
+            refusal = _refusal(scope)
+            await (refusal or self._app)(scope, receive, send_with_headers)
+        except ClientDisconnect:
+            _logger.debug("client went away", request_id=identity)
+        except Exception:
+            _logger.exception("request failed", request_id=identity, path=scope["path"])
+            if started:
+                raise
+            answer = problem_response(500, "internal_error", "something went wrong on our side")
+            await answer(scope, receive, send_with_headers)
+        finally:
+            _request_id.reset(token)
+
+
+def _identity(scope: Scope) -> str:
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
+            return str(value, "ascii")
+    return new_uid()
+
+
+def _complete(headers: Iterable[tuple[bytes, bytes]], identity: str) -> list[tuple[bytes, bytes]]:
+    present = list(headers)
+    names = {name.lower() for name, _ in present}
+    present.append((b"x-request-id", identity.encode()))
+    present.extend(header for header in _HEADERS if header[0] not in names)
+    return present
+
+
+def _refusal(scope: Scope) -> Response | None:
+    """NUL can be stored in no text column, and what is not UTF-8 is not text at all."""
+    query: bytes = scope["query_string"]
+    decoded = unquote_to_bytes(query.replace(b"+", b" ")) if query else b""
+    if b"\0" in decoded or "\0" in scope["path"]:
+        return problem_response(422, "invalid_request", "the address holds a NUL character")
+    try:
+        decoded.decode()
+    except UnicodeDecodeError:
+        return problem_response(422, "invalid_request", "the query is not UTF-8")
+    return None
+
+
+def add_health(
+    app: FastAPI,
+    missing: Callable[[], Awaitable[Sequence[str]]],
+    degraded: Callable[[], Awaitable[Sequence[str]]] | None = None,
+) -> None:
+    """`missing` answers, within a second or so, what the process cannot work without right now, one
+    line each; `degraded`, what part of it does not work meanwhile, told by a process that is ready.
+    Liveness never asks anybody: a restart would not bring a database back."""
+
+    async def live() -> Response:
+        return json_response({"status": "live"}, headers={"Cache-Control": "no-store"})
+
+    async def ready() -> Response:
+        lines = await missing()
+        if lines:
+            return problem_response(503, "not_ready", "; ".join(lines))
+        state: dict[str, Any] = {"status": "ready"}
+        if degraded is not None:
+            state["degraded"] = list(await degraded())
+        return json_response(state, headers={"Cache-Control": "no-store"})
+
+    app.add_api_route("/health/live", live, methods=["GET"], tags=["health"], summary="Liveness")
+    app.add_api_route("/health/ready", ready, methods=["GET"], tags=["health"], summary="Readiness")
+
+
+def add_docs(app: FastAPI) -> None:
+    """`/docs`, one page that loads nothing. The app must be made with docs_url and redoc_url None."""
+
+    async def docs() -> Response:
+        policy = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
+        page = render_docs(app.openapi())
+        return Response(page, 200, {"Content-Security-Policy": policy}, "text/html; charset=utf-8")
+
+    app.add_api_route("/docs", docs, methods=["GET"], include_in_schema=False)
+
+
+def serve(app: FastAPI, *, host: str, port: int, setting: str) -> None:
+    """Runs until SIGTERM or SIGINT, then lets requests finish for 8 s and returns.
+
+    Raises ConfigurationError naming `setting` when the port cannot be had.
+    """
+    config = uvicorn.Config(
+        app,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=GRACEFUL_SECONDS,
+    )
+    with _listen(host, port, setting) as listening:
+        # uvicorn raises the signal again once it has stopped; by then all is done.
+        signal.signal(signal.SIGTERM, _stay)
+        signal.signal(signal.SIGINT, _stay)
+        uvicorn.Server(config).run(sockets=[listening])
+
+
+def _stay(_number: int, _frame: FrameType | None) -> None:
+    """A signal handler that lets the caller return and exit with 0."""
+
+
+def _listen(host: str, port: int, setting: str) -> socket.socket:
+    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except OSError as error:
+        listening.close()
+        raise ConfigurationError(
+            f"cannot listen on {host}:{port} ({error.strerror}); {setting} moves it"
+        ) from error
+    listening.set_inheritable(True)
+    return listening

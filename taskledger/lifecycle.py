@@ -1,0 +1,36 @@
+"""How a process ends: with which code, and whose death it follows."""
+
+import ctypes
+import os
+import signal
+import sys
+from typing import Final
+
+EXIT_FAILED: Final = 1
+"""Something unforeseen; the log has the trace. `verify`: there are differences."""
+EXIT_REFUSED: Final = 2
+"""A setting or a server stops the process, in one line. Starting again changes nothing."""
+EXIT_REPLACE: Final = 75
+"""EX_TEMPFAIL: the process has drained and wants to be replaced at once, see the worker."""
+EXIT_INTERRUPTED: Final = 130
+
+SUPERVISOR_PID: Final = "TASKLEDGER_SUPERVISOR_PID"
+"""Environment variable by which `up` tells a child whom to follow."""
+
+_PR_SET_PDEATHSIG: Final = 1
+
+
+def follow_supervisor() -> None:
+    """Have the kernel end this process when the supervisor that started it ends in whatever way.
+
+    SIGKILL, because the servers go at the same moment: there is nothing left to drain into, and a
+    process that waits for them would hold its port against the next start. No supervisor: no effect.
+    Only Linux has such a signal; elsewhere a killed `up` leaves its children to be ended by hand.
+    """
+    supervisor = os.environ.pop(SUPERVISOR_PID, "")
+    if not supervisor.isdigit():
+        return
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != int(supervisor):  # it ended before we asked
+        sys.exit(EXIT_FAILED)

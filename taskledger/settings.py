@@ -1,0 +1,186 @@
+"""Every setting of every process: `TASKLEDGER__…` in the environment, or in `.env`.
+
+A wrong one stops the process at start with one line that names it, and never its value.
+"""
+
+import os
+import re
+import socket
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+from urllib.parse import quote, urlsplit, urlunsplit
+
+import psycopg
+from dotenv import dotenv_values
+from psycopg.conninfo import make_conninfo
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings.exceptions import SettingsError
+
+from events.errors import ConfigurationError
+
+PREFIX: Final = "TASKLEDGER__"
+ENV_FILE: Final = ".env"
+
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_.-]{0,63}$")]
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PostgresSettings(_Section):
+    dsn: SecretStr | None = None
+    """libpq URI or keywords. None: `up` starts an embedded server; other processes refuse to start."""
+    password_file: Path | None = None
+    """Holds the password, where it is not to be in the environment (a mounted secret)."""
+    pool_size: int = Field(default=8, ge=1, le=200)
+    """Connections a process keeps for reads; appends have one of their own."""
+
+
+class RedisSettings(_Section):
+    url: SecretStr | None = None
+    """redis://, rediss:// or unix://. None: as for PostgreSQL."""
+    password_file: Path | None = None
+    """As for PostgreSQL."""
+
+
+class CommandApiSettings(_Section):
+    host: str = "127.0.0.1"
+    port: Port = 8000
+    max_body_bytes: int = Field(default=1024 * 1024, ge=1024)
+    max_batch_bytes: int = Field(default=16 * 1024 * 1024, ge=1024)
+    max_batch_tasks: int = Field(default=10_000, ge=1, le=10_000)
+
+
+class QueryApiSettings(_Section):
+    host: str = "127.0.0.1"
+    port: Port = 8001
+    public_url: str | None = None
+    """What clients reach it by; the command API's Location headers begin with it."""
+    cursor_secret: SecretStr | None = None
+    """Signs list cursors. None: derived from the log's tag, which is enough on one trusted network."""
+
+
+class WorkerSettings(_Section):
+    queues: tuple[Name, ...] = ("default",)
+    concurrency: int = Field(default=32, ge=1, le=1000)
+    drain_seconds: float = Field(default=10.0, gt=0)
+    """How long a stopping worker waits for running handlers before it hands them back."""
+    name: str = Field(default_factory=socket.gethostname)
+
+
+class HealthSettings(_Section):
+    """Of the processes that have no API: dispatcher, worker, projector."""
+
+    host: str = "127.0.0.1"
+    port: Port = 0
+    """0: none. `up` needs none; two processes on one machine need two."""
+
+
+class ExternalKind(_Section):
+    queue: Name = "default"
+    payload_schema: dict[str, Any] | None = None
+    """JSON Schema that payloads are held against, if given."""
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_nested_delimiter="__",
+        env_file=ENV_FILE,
+        env_file_encoding="utf-8",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
+    )
+
+    postgres: PostgresSettings = PostgresSettings()
+    redis: RedisSettings = RedisSettings()
+    command_api: CommandApiSettings = CommandApiSettings()
+    query_api: QueryApiSettings = QueryApiSettings()
+    worker: WorkerSettings = WorkerSettings()
+    health: HealthSettings = HealthSettings()
+    handlers: tuple[str, ...] = ("examples.handlers",)
+    """Modules whose import registers kinds; workers and both APIs load them."""
+    external_kinds: dict[Name, ExternalKind] = {}
+    """Kinds whose workers claim over HTTP."""
+    lease_seconds: float = Field(default=15.0, ge=0.5)
+    data_dir: Path = Path(".taskledger")
+    log_format: Literal["auto", "json", "console"] = "auto"
+    """auto: readable on a terminal, JSON elsewhere."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    def require_postgres(self) -> str:
+        """Raises ConfigurationError if there is no DSN, or none that libpq can read."""
+        if self.postgres.dsn is None:
+            raise ConfigurationError(
+                f"{PREFIX}POSTGRES__DSN is not set (only `taskledger up` brings its own server)"
+            )
+        password = _secret(f"{PREFIX}POSTGRES__PASSWORD_FILE", self.postgres.password_file)
+        try:
+            return make_conninfo(self.postgres.dsn.get_secret_value(), password=password)
+        except psycopg.ProgrammingError:
+            raise ConfigurationError(
+                f"{PREFIX}POSTGRES__DSN is neither a postgresql:// URI nor a list of libpq keywords"
+            ) from None
+
+    def require_redis(self) -> str:
+        """Raises ConfigurationError if there is no URL, or none of a scheme we know."""
+        if self.redis.url is None:
+            raise ConfigurationError(
+                f"{PREFIX}REDIS__URL is not set (only `taskledger up` brings its own server)"
+            )
+        password = _secret(f"{PREFIX}REDIS__PASSWORD_FILE", self.redis.password_file)
+        return _redis_url(self.redis.url.get_secret_value(), password)
+
+
+def load_settings() -> Settings:
+    """Raises ConfigurationError with one line that names the wrong setting and never its value."""
+    _refuse_unknown(os.environ)
+    _refuse_unknown(dotenv_values(ENV_FILE, interpolate=False))
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        name = PREFIX + "__".join(str(part) for part in first["loc"]).upper()
+        raise ConfigurationError(f"{name}: {_MESSAGES.get(first['type'], first['msg'])}") from None
+    except SettingsError as error:  # a list or section that is not JSON
+        field = re.search(r'field "(\w+)"', str(error))
+        name = PREFIX + (field[1].upper() if field else "…")
+        raise ConfigurationError(f'{name}: should be JSON, as in ["default"]') from None
+
+
+_MESSAGES: Final = {"extra_forbidden": "there is no such setting"}
+
+
+def _refuse_unknown(names: Iterable[str]) -> None:
+    """pydantic-settings passes over names that it does not know; a misspelt setting would go unnoticed."""
+    for name in names:
+        section = name.upper().removeprefix(PREFIX).partition("__")[0].lower()
+        if name.upper().startswith(PREFIX) and section not in Settings.model_fields:
+            raise ConfigurationError(f"{name.upper()}: there is no such setting")
+
+
+def _secret(setting: str, file: Path | None) -> str | None:
+    if file is None:
+        return None
+    try:
+        return file.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise ConfigurationError(f"{setting}: cannot read {file}: {reason}") from None
+
+
+def _redis_url(url: str, password: str | None) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in {"redis", "rediss", "unix"}:
+        raise ConfigurationError(f"{PREFIX}REDIS__URL should begin with redis://, rediss:// or unix://")
+    if password is None:
+        return url
+    user, _, address = parts.netloc.rpartition("@")
+    user = user.partition(":")[0]
+    return urlunsplit(parts._replace(netloc=f"{user}:{quote(password, safe='')}@{address}"))
