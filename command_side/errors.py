@@ -5,6 +5,7 @@ CommandRejected
 ├── WrongState            409  the task's status does not allow the command
 ├── AttemptSuperseded     409  the attempt is not, or no longer, the running one
 ├── UnknownKind           422  no registered handler and no external kind has this name
+├── MalformedKey          400  what should be an idempotency key is none
 ├── IdempotencyKeyReused  422  the key came before with another request
 └── InvalidCommand        422  well-formed, but not something the service can store or do
 """
@@ -39,9 +40,29 @@ class AttemptSuperseded(CommandRejected):
         self.current = current
 
 
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """One thing wrong with a request: where (a JSON Pointer) and what, never the value itself."""
+
+    location: str
+    message: str
+
+
 class UnknownKind(CommandRejected):
     code = "unknown_kind"
     status = 422
+
+    def __init__(self, detail: str, violations: tuple[Violation, ...] = ()) -> None:
+        super().__init__(detail)
+        self.violations = violations
+
+
+class MalformedKey(CommandRejected):
+    code = "invalid_idempotency_key"
+    status = 400
+
+    def __init__(self) -> None:
+        super().__init__("an idempotency key is one header of 1 to 255 visible ASCII characters")
 
 
 class IdempotencyKeyReused(CommandRejected):
@@ -50,14 +71,6 @@ class IdempotencyKeyReused(CommandRejected):
 
     def __init__(self) -> None:
         super().__init__("the idempotency key was used before with another request")
-
-
-@dataclass(frozen=True, slots=True)
-class Violation:
-    """One thing wrong with a request: where (a JSON Pointer) and what, never the value itself."""
-
-    location: str
-    message: str
 
 
 class InvalidCommand(CommandRejected):

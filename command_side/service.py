@@ -65,7 +65,7 @@ class Created:
     """Whether this is the first answer again, for an idempotency key that was used before."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Pending:
     """A command on its way: the state it was last decided on, and what was decided."""
 

@@ -103,6 +103,7 @@ class Relay:
         self.live = asyncio.Event()
         """Set once the fold has reached the head that the log had at the start. Only then is anything
         published: what is behind that is mostly finished by now."""
+        status.waiting_for["log"] = f"reading up to position {identity.head}"
 
     async def run(self) -> None:
         while True:
@@ -125,7 +126,8 @@ class Relay:
         events = await self._log.read_after(self.checkpoint, limit=self._limit)
         if events:
             await self._take(events)
-        if self.checkpoint >= self._start_head:
+        if not self.live.is_set() and self.checkpoint >= self._start_head:
+            self._status.waiting_for.pop("log", None)
             self.live.set()
         lagging = self.live.is_set() and await self._mend()
         return bool(events) or lagging

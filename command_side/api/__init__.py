@@ -1,0 +1,1 @@
+"""The command API: HTTP in, events out."""

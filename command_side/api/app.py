@@ -1,0 +1,140 @@
+"""The command API's composition root: everything is made here and passed down."""
+
+import asyncio
+import socket
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from importlib.metadata import version
+
+from fastapi import FastAPI
+
+from command_side.api import openapi
+from command_side.api.claims import Claims
+from command_side.api.context import Api
+from command_side.api.database import Database
+from command_side.api.entries import Entries
+from command_side.api.kinds import Kinds
+from command_side.api.leases import Leases
+from command_side.api.queues import QueueRoutes
+from command_side.api.schemas import REQUESTS
+from command_side.api.submit import SubmitRoutes
+from command_side.api.tasks import TaskRoutes
+from command_side.clock import DatabaseClock
+from command_side.service import CommandService
+from events.codec import EventMapper
+from events.errors import BrokerUnavailable, Overloaded
+from events.group_commit import GroupCommit
+from events.postgres_log import PostgresLog
+from taskledger.http import add_docs, add_health, install, serve
+from taskledger.postgres import connect, make_pool
+from taskledger.redis import make_redis
+from taskledger.registry import load_registry
+from taskledger.settings import Settings
+
+_PING_SECONDS = 1.0
+
+
+def run(settings: Settings) -> None:
+    """Serves until it is told to stop. Raises ConfigurationError for a setting it cannot work with."""
+    api = settings.command_api
+    serve(create_app(settings), host=api.host, port=api.port, setting="TASKLEDGER__COMMAND_API__PORT")
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Connects to nothing before its lifespan begins; then it serves, whether its servers answer or not.
+
+    Raises ConfigurationError for missing DSNs, handlers that cannot be loaded, wrong external kinds.
+    """
+    dsn = settings.require_postgres()
+    kinds = Kinds(load_registry(settings.handlers), settings.external_kinds)
+    pool = make_pool(dsn, name="command-api", size=settings.postgres.pool_size)
+    log = PostgresLog(pool, lambda: connect(dsn, name="command-api-append"))
+    commits = GroupCommit(log)
+    clock = DatabaseClock()
+    service = CommandService(log, commits, EventMapper(), clock)
+    database = Database(pool, clock)
+    leases = Leases(pool, settings.lease_seconds)
+    entries = _entries(settings)
+    api = Api(
+        settings=settings.command_api,
+        service=service,
+        clock=clock,
+        database=database,
+        kinds=kinds,
+        leases=leases,
+        claims=None if entries is None else Claims(service, entries, leases),
+        tasks_url=_tasks_url(settings),
+    )
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(pool)
+            if entries is not None:
+                stack.push_async_callback(entries.close)
+            stack.push_async_callback(log.close)
+            stack.push_async_callback(commits.drain)
+            await stack.enter_async_context(_background(database))
+            yield
+
+    async def degraded() -> Sequence[str]:
+        return [] if entries is None else await _degraded(entries)
+
+    app = _describe(
+        FastAPI(
+            title="taskledger: commands",
+            version=version("taskledger"),
+            description="Everything that changes a task. What a task is like now, the query API tells.",
+            docs_url=None,
+            redoc_url=None,
+            lifespan=lifespan,
+        )
+    )
+    for routes in (SubmitRoutes(api), TaskRoutes(api), QueueRoutes(api)):
+        app.include_router(routes.router())
+    add_health(app, database.missing, degraded)
+    add_docs(app)
+    return app
+
+
+def _describe(app: FastAPI) -> FastAPI:
+    openapi.describe(app, REQUESTS)
+    install(app)
+    return app
+
+
+def _entries(settings: Settings) -> Entries | None:
+    """Claims alone need Redis: without it everything else works."""
+    if settings.redis.url is None and not settings.external_kinds:
+        return None
+    redis = make_redis(settings.require_redis(), name="command-api")
+    consumer = f"command-api-{socket.gethostname()}-{settings.command_api.port}"
+    return Entries(redis, consumer, idle_seconds=settings.lease_seconds)
+
+
+def _tasks_url(settings: Settings) -> str:
+    query = settings.query_api
+    if query.public_url is not None:
+        return f"{query.public_url.rstrip('/')}/tasks"
+    host = f"[{query.host}]" if ":" in query.host else query.host
+    return f"http://{host}:{query.port}/tasks"
+
+
+@asynccontextmanager
+async def _background(database: Database) -> AsyncGenerator[None]:
+    task = asyncio.create_task(database.watch(), name="database-watch")
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def _degraded(entries: Entries) -> Sequence[str]:
+    try:
+        async with asyncio.timeout(_PING_SECONDS):
+            await entries.ping()
+    except (BrokerUnavailable, Overloaded, TimeoutError):
+        return ["claims: Redis does not answer"]
+    return []
