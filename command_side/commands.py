@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from events.ids import DEFAULT_TENANT
+from events.tenants import DEFAULT_TENANT
 from events.task_events import Priority, RetryPolicy, TaskError
 
 

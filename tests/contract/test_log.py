@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from events.append import AppendCommand, Appended, Conflict, Replayed
+from events.append import AppendCommand, Appended, Conflict, Replayed, StreamAppend
 from events.deadline import after
 from events.errors import StoreUnavailable
 from events.ids import new_task_id
@@ -76,12 +76,14 @@ async def test_a_stream_begins_at_its_first_version(log: Log) -> None:
     assert [type(o) for o in outcomes] == [Conflict, Conflict, Appended, Appended]
 
 
-async def test_a_gap_within_a_command_is_refused(log: Log) -> None:
+@pytest.mark.parametrize("versions", [(1, 3), (2, 1), (1, 1), (1, 1, 3), (1, 2, 2)])
+async def test_versions_of_a_command_follow_each_other_in_the_order_given(
+    log: Log, versions: tuple[int, ...]
+) -> None:
     task = new_task_id()
-    gap = stream(of=task)
-    events = [stored_event(1, of=task), stored_event(3, of=task)]
-    gapped = AppendCommand([type(gap)(task, events)])
-    outcomes = await log.append([gapped, command()], deadline=after(5))
+    events = [stored_event(version, of=task) for version in versions]
+    refused = AppendCommand([StreamAppend(task, events)])
+    outcomes = await log.append([refused, command()], deadline=after(5))
     assert [type(o) for o in outcomes] == [Conflict, Appended]
     assert await log.read_stream(task) == []
 

@@ -33,16 +33,22 @@ begin
 
     select coalesce(array_agg(distinct s.command), '{}') into conflicts
     from (
-        select i.command, i.id, min(i.version) as first, max(i.version) as last, count(*) as n
-        from unnest(p_command, p_id, p_version) as i(command, id, version)
-        group by i.command, i.id
+        select n.command, n.id, min(n.version) as first, bool_and(n.follows) as follow
+        from (
+            -- Each version is the one before plus 1, in the order given: that is the order of positions.
+            select i.command, i.id, i.version,
+                   coalesce(i.version = 1 + lag(i.version) over (partition by i.command, i.id order by i.n),
+                            true) as follows
+            from unnest(p_command, p_id, p_version) with ordinality as i(command, id, version, n)
+        ) n
+        group by n.command, n.id
     ) s
     left join lateral (
         select e.originator_version as head_version
         from taskledger.task_events e where e.originator_id = s.id
         order by e.originator_version desc limit 1
     ) h on true
-    where s.last - s.first + 1 <> s.n
+    where not s.follow
        or case when h.head_version is null then s.first not in (0, 1)
                else s.first <> h.head_version + 1 end;
 
