@@ -21,7 +21,7 @@ beats=
 
 # The work itself: the task as JSON comes in, the result as JSON goes out, 1 says that it failed.
 handle() {
-    name=$(printf '%s' "$1" | sed -n 's/.*"name":"\(\([^"\\]\|\\.\)*\)".*/\1/p')
+    name=$(printf '%s' "$1" | sed -nE 's/.*"name":"(([^"\\]|\\.)*)".*/\1/p')
     [ -n "$name" ] || return 1
     printf '{"greeting": "Hello, %s!"}' "$name" # still escaped as it came
 }

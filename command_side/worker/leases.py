@@ -212,7 +212,8 @@ class Renewal:
             return None
         self._outage.over()
         self._renewed_at = began
-        self._loop.call_soon_threadsafe(self._publish, found)
+        if not self._stop.is_set():  # else the loop may be closed by now
+            self._loop.call_soon_threadsafe(self._publish, found)
         return connection
 
 

@@ -1,7 +1,9 @@
 """What a handler returns, as the log can keep it: strict JSON, of its declared type, bounded."""
 
 import json
-from typing import Any, Final
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, cast
 
 from events.errors import TaskledgerError
 from taskledger import strict_json
@@ -23,9 +25,14 @@ def checked_result(kind: Kind, value: Any) -> Any:
         plain = kind.result_adapter.dump_python(typed, mode="json")
         encoded = json.dumps(plain, ensure_ascii=True, separators=(",", ":")).encode()
         parsed = strict_json.parse(encoded)
+        # pydantic writes null for a NaN, and a result must not change on its way.
+        if b"null" in encoded and _has_nan(kind.result_adapter.dump_python(typed)):
+            raise InvalidResult("the result holds NaN or Infinity, which are not JSON")
     except strict_json.UnstorableJson as flawed:
         flaw = flawed.violations[0]
         raise InvalidResult(f"the result{flaw.location}: {flaw.message}") from None
+    except InvalidResult:
+        raise
     except TaskledgerError as malformed:
         raise InvalidResult(str(malformed).replace("the body", "the result")) from None
     except Exception as error:  # noqa: BLE001  serialising calls the types' own code
@@ -34,6 +41,16 @@ def checked_result(kind: Kind, value: Any) -> Any:
     if size > MAX_RESULT_BYTES:
         raise InvalidResult(f"the result takes {size} bytes; {MAX_RESULT_BYTES} are allowed")
     return parsed
+
+
+def _has_nan(value: object) -> bool:
+    if isinstance(value, float):
+        return not math.isfinite(value)
+    if isinstance(value, Mapping):
+        return any(_has_nan(item) for item in cast("Mapping[object, object]", value).values())
+    if isinstance(value, list | tuple | set | frozenset):
+        return any(_has_nan(item) for item in cast("Iterable[object]", value))
+    return False
 
 
 def _utf8(value: Any) -> bytes:
