@@ -7,17 +7,13 @@ add_docs(app)
 """
 
 import re
-import signal
-import socket
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from http import HTTPStatus
-from types import FrameType
 from typing import Any, Final, Protocol, runtime_checkable
 from urllib.parse import unquote_to_bytes
 
 import orjson
-import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
@@ -26,15 +22,33 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from events.errors import ConfigurationError, TaskledgerError
+from events.errors import TaskledgerError
 from events.ids import new_uid
 from taskledger.docs_page import render_docs, tidy
+from taskledger.serving import on_stopping, serve
 from taskledger.telemetry import get_logger
+
+__all__ = [
+    "MAX_ERRORS",
+    "PROBLEMS",
+    "EdgeMiddleware",
+    "Problem",
+    "ProblemItem",
+    "add_docs",
+    "add_health",
+    "install",
+    "json_response",
+    "message_of",
+    "on_stopping",
+    "pointer",
+    "problem_of",
+    "problem_response",
+    "request_id",
+    "serve",
+]
 
 MAX_ERRORS: Final = 100
 RETRY_AFTER_SECONDS: Final = 1
-GRACEFUL_SECONDS: Final = 8
-"""How long requests under way may take once the process was told to stop."""
 
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9_.-]{1,64}")
 _request_id: ContextVar[str] = ContextVar("taskledger_request_id", default="")
@@ -164,8 +178,8 @@ _HTTP_CODES: Final = {
 async def _on_http_exception(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101
     status = error.status_code
-    phrase = HTTPStatus(status).phrase
-    code, detail = _HTTP_CODES.get(status, (phrase.lower().replace(" ", "_"), phrase))
+    known = HTTPStatus(status)
+    code, detail = _HTTP_CODES.get(status, (known.name.lower(), known.phrase))
     return problem_response(status, code, detail, headers=error.headers)
 
 
@@ -297,44 +311,3 @@ def add_docs(app: FastAPI) -> None:
         return Response(page, 200, {"Content-Security-Policy": policy}, "text/html; charset=utf-8")
 
     app.add_api_route("/docs", docs, methods=["GET"], include_in_schema=False)
-
-
-def serve(app: FastAPI, *, host: str, port: int, setting: str) -> None:
-    """Runs until SIGTERM or SIGINT, then lets requests finish for 8 s and returns.
-
-    Raises ConfigurationError naming `setting` when the port cannot be had.
-    """
-    config = uvicorn.Config(
-        app,
-        loop="uvloop",
-        http="httptools",
-        ws="none",
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=GRACEFUL_SECONDS,
-    )
-    with _listen(host, port, setting) as listening:
-        # uvicorn raises the signal again once it has stopped; by then all is done.
-        signal.signal(signal.SIGTERM, _stay)
-        signal.signal(signal.SIGINT, _stay)
-        uvicorn.Server(config).run(sockets=[listening])
-
-
-def _stay(_number: int, _frame: FrameType | None) -> None:
-    """A signal handler that lets the caller return and exit with 0."""
-
-
-def _listen(host: str, port: int, setting: str) -> socket.socket:
-    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listening.bind((host, port))
-    except OSError as error:
-        listening.close()
-        raise ConfigurationError(
-            f"cannot listen on {host}:{port} ({error.strerror}); {setting} moves it"
-        ) from error
-    listening.set_inheritable(True)
-    return listening

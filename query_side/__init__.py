@@ -1,0 +1,1 @@
+"""Answers questions about tasks. SELECT only: nothing here can append or publish."""

@@ -1,0 +1,122 @@
+"""What the query API's parameters may be. Strict: nothing is coerced, repeated or ignored."""
+
+import re
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final
+
+from fastapi import Query, Request
+from pydantic import BeforeValidator
+from pydantic_core import PydanticCustomError
+
+from events.position import PositionToken
+from events.task_state import Status
+from query_side.errors import InvalidQuery
+from query_side.history import AsOf, FeedStart
+
+MAX_LIMIT: Final = 200
+MAX_WAIT_SECONDS: Final = 60
+MAX_TAGS: Final = 16
+
+_RFC3339: Final = re.compile(
+    r"(\d{4}-\d{2}-\d{2})[Tt](\d{2}:\d{2}:\d{2})(?:\.(\d{1,9}))?([Zz]|[+-]\d{2}:\d{2})", re.ASCII
+)
+
+
+def instant(text: str) -> datetime:
+    """RFC 3339 with an offset, in UTC; digits below the microsecond are cut off."""
+    match = _RFC3339.fullmatch(text)
+    if match is None:
+        raise _not_a_time()
+    date, time, fraction, offset = match.groups()
+    zone = "+00:00" if offset in "Zz" else offset
+    try:
+        found = datetime.fromisoformat(f"{date}T{time}.{(fraction or '')[:6]:0<6}{zone}")
+        return found.astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise _not_a_time() from None
+
+
+def _not_a_time() -> PydanticCustomError:
+    return PydanticCustomError(
+        "time", "Input should be an RFC 3339 time with an offset ('+' is written %2B in an address)"
+    )
+
+
+def as_of(text: str) -> AsOf:
+    """A time or a position token, told apart by the date's hyphens. Raises InvalidQuery for what is no
+    time, MalformedPosition for what is no token."""
+    if "-" not in text:
+        return PositionToken.parse(text)
+    try:
+        return instant(text)
+    except PydanticCustomError as error:
+        raise InvalidQuery("as_of", error.message()) from None
+
+
+def feed_start(text: str) -> FeedStart:
+    match text:
+        case "start":
+            return "start"
+        case "now":
+            return "now"
+        case _:
+            return PositionToken.parse(text)
+
+
+def _digits(value: Any) -> Any:
+    if isinstance(value, str) and not re.fullmatch(r"[0-9]{1,9}", value, re.ASCII):
+        raise PydanticCustomError("digits", "Input should be a whole number")
+    return value
+
+
+def _decimal(value: Any) -> Any:
+    if isinstance(value, str) and not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", value, re.ASCII):
+        raise PydanticCustomError("decimal", "Input should be a number of seconds")
+    return value
+
+
+_NAME: Final = r"^[a-z][a-z0-9_.-]{0,63}$"
+
+StatusParam = Annotated[Status | None, Query()]
+KindParam = Annotated[str | None, Query(pattern=_NAME)]
+QueueParam = Annotated[str | None, Query(pattern=_NAME)]
+TagParam = Annotated[
+    list[Annotated[str, Query(pattern=_NAME)]],
+    Query(alias="tag", max_length=MAX_TAGS, description="Repeated: the task has all of them."),
+]
+_Instant = Annotated[datetime, BeforeValidator(instant)]
+CreatedAfter = Annotated[_Instant | None, Query(description="Inclusive. RFC 3339 with an offset.")]
+CreatedBefore = Annotated[_Instant | None, Query(description="Exclusive. RFC 3339 with an offset.")]
+LimitParam = Annotated[int, BeforeValidator(_digits), Query(ge=1, le=MAX_LIMIT)]
+CursorParam = Annotated[str | None, Query(max_length=200, description="`next_cursor` of the page before.")]
+WaitParam = Annotated[
+    float,
+    BeforeValidator(_decimal),
+    Query(ge=0, le=MAX_WAIT_SECONDS, description="Answer when the task is settled, or after this long."),
+]
+PositionParam = Annotated[
+    str | None, Query(max_length=40, description="Wait until the read table has reached this position.")
+]
+AsOfParam = Annotated[
+    str | None, Query(max_length=40, description="The task as it was: RFC 3339 time or position token.")
+]
+AfterParam = Annotated[
+    str, Query(max_length=40, description="`start`, `now` or a position token: events above it.")
+]
+
+
+def only(*names: str, repeated: str = "") -> Callable[[Request], Awaitable[None]]:
+    """A dependency: the query has these parameters and no other, each once but for `repeated`. An
+    unknown or doubled one is more likely a mistake than a wish, and would change nothing silently."""
+
+    async def check(request: Request) -> None:
+        given = Counter(name for name, _ in request.query_params.multi_items())
+        for name, count in given.items():
+            if name not in names:
+                raise InvalidQuery(name[:64], "Unknown parameter")
+            if count > 1 and name != repeated:
+                raise InvalidQuery(name, "Given more than once")
+
+    return check

@@ -1,0 +1,128 @@
+"""The answers, for the OpenAPI document. The routes write them straight from rows."""
+
+from datetime import datetime
+from typing import Any, Literal
+from uuid import UUID
+
+from pydantic import BaseModel
+
+from events.task_events import Priority, TaskError
+from events.task_state import Status
+
+
+class Progress(BaseModel):
+    progress: float | None
+    note: str | None
+
+
+class Task(BaseModel):
+    """null where there is none yet."""
+
+    id: UUID
+    kind: str
+    status: Status
+    queue: str
+    priority: Priority
+    tags: list[str]
+    payload: Any
+    result: Any
+    error: TaskError | None
+    attempt: int
+    """How many attempts ever started."""
+    max_attempts: int
+    progress: Progress | None
+    version: int
+    position: str
+    created_at: datetime
+    run_at: datetime | None
+    started_at: datetime | None
+    finished_at: datetime | None
+    worker: str | None
+
+
+class TaskPage(BaseModel):
+    tasks: list[Task]
+    next_cursor: str | None
+    """null on the last page. A page may hold fewer tasks than asked for when they are large."""
+
+
+class TaskEvent(BaseModel):
+    position: str
+    version: int
+    type: str
+    timestamp: datetime
+    data: Any
+    metadata: dict[str, str]
+
+
+class TaskEvents(BaseModel):
+    events: list[TaskEvent]
+
+
+class FeedEvent(TaskEvent):
+    task_id: UUID | None
+    kind: str | None
+    queue: str | None
+
+
+class Feed(BaseModel):
+    events: list[FeedEvent]
+    next: str
+    head: str
+
+
+class Stats(BaseModel):
+    total: int
+    by_status: dict[Status, int]
+    by_kind: dict[str, dict[Status, int]]
+    by_queue: dict[str, dict[Status, int]]
+    rates: dict[Literal["1m", "5m", "60m"], dict[str, float]]
+    """Events a second over the last whole minutes."""
+    position: str
+    head: str
+    lag: int
+    """Events that the read tables are behind the log."""
+
+
+class Queue(BaseModel):
+    queue: str
+    depth: int
+    """Tasks that wait for a worker now."""
+    counts: dict[Status, int]
+    oldest_queued_at: datetime | None
+    oldest_age_seconds: float | None
+    paused: bool
+    paused_at: datetime | None
+    paused_by: str | None
+    paused_reason: str | None
+
+
+class Queues(BaseModel):
+    queues: list[Queue]
+
+
+class Kind(BaseModel):
+    kind: str
+    external: bool
+    """Its workers claim over HTTP."""
+    queue: str
+    priority: Priority | None
+    max_attempts: int | None
+    timeout_seconds: float | None
+    payload_schema: dict[str, Any] | None
+    result_schema: dict[str, Any] | None
+
+
+class Kinds(BaseModel):
+    kinds: list[Kind]
+
+
+class Worker(BaseModel):
+    holder: str
+    info: dict[str, Any]
+    lease_seconds: float
+    renewed_at: datetime
+
+
+class Workers(BaseModel):
+    workers: list[Worker]

@@ -1,0 +1,148 @@
+"""GET /tasks, /tasks/{id}, /tasks/{id}/events, /dead-letters, /events."""
+
+from typing import Any, Final
+from uuid import UUID
+
+from fastapi import APIRouter, Depends, Request
+from starlette.responses import Response
+
+from events.ids import parse_task_id
+from events.position import PositionToken
+from query_side.api import schemas
+from query_side.api.answers import answer, plain, tagged
+from query_side.api.params import (
+    AfterParam,
+    AsOfParam,
+    CreatedAfter,
+    CreatedBefore,
+    CursorParam,
+    KindParam,
+    LimitParam,
+    PositionParam,
+    QueueParam,
+    StatusParam,
+    TagParam,
+    WaitParam,
+    feed_start,
+    only,
+)
+from query_side.api.params import (
+    as_of as parse_as_of,
+)
+from query_side.errors import InvalidQuery, TaskNotFound
+from query_side.history import History
+from query_side.tasks import Filters, Tasks
+
+_PAGE: Final[dict[int | str, dict[str, Any]]] = {200: {"model": schemas.TaskPage}}
+_DEFAULT_LIMIT: Final = 50
+
+
+def task_routes(tasks: Tasks, history: History) -> APIRouter:
+    router = APIRouter(tags=["tasks"])
+
+    @router.get(
+        "/tasks",
+        responses=_PAGE,
+        summary="Tasks, newest first",
+        dependencies=[
+            Depends(
+                only(
+                    "status",
+                    "kind",
+                    "queue",
+                    "tag",
+                    "created_after",
+                    "created_before",
+                    "limit",
+                    "cursor",
+                    repeated="tag",
+                )
+            )
+        ],
+    )
+    async def list_tasks(
+        *,
+        status: StatusParam = None,
+        kind: KindParam = None,
+        queue: QueueParam = None,
+        tags: TagParam = [],  # noqa: B006  FastAPI copies it
+        created_after: CreatedAfter = None,
+        created_before: CreatedBefore = None,
+        limit: LimitParam = _DEFAULT_LIMIT,
+        cursor: CursorParam = None,
+    ) -> Response:
+        filters = Filters(status, kind, queue, tags, created_after, created_before)
+        snapshot, page = await tasks.page("tasks", filters, limit, cursor)
+        return answer(snapshot, {"tasks": page.tasks, "next_cursor": page.next_cursor})
+
+    @router.get(
+        "/dead-letters",
+        responses=_PAGE,
+        summary="Dead tasks with their last error, newest first",
+        dependencies=[Depends(only("kind", "queue", "tag", "limit", "cursor", repeated="tag"))],
+    )
+    async def dead_letters(
+        *,
+        kind: KindParam = None,
+        queue: QueueParam = None,
+        tags: TagParam = [],  # noqa: B006  FastAPI copies it
+        limit: LimitParam = _DEFAULT_LIMIT,
+        cursor: CursorParam = None,
+    ) -> Response:
+        filters = Filters("dead", kind, queue, tags)
+        snapshot, page = await tasks.page("dead-letters", filters, limit, cursor)
+        return answer(snapshot, {"tasks": page.tasks, "next_cursor": page.next_cursor})
+
+    @router.get(
+        "/tasks/{task_id}",
+        responses={200: {"model": schemas.Task}, 304: {"description": "The client has it already"}},
+        summary="One task, now, once settled, or as it was",
+        dependencies=[Depends(only("wait_seconds", "min_position", "as_of"))],
+    )
+    async def get_task(
+        request: Request,
+        task_id: str,
+        wait_seconds: WaitParam = 0.0,
+        min_position: PositionParam = None,
+        as_of: AsOfParam = None,
+    ) -> Response:
+        known = _known(task_id)
+        token = None if min_position is None else PositionToken.parse(min_position)
+        if as_of is None:
+            snapshot, task = await tasks.get(known, min_position=token, wait_seconds=wait_seconds)
+        elif token is not None or wait_seconds:
+            raise InvalidQuery("as_of", "The past needs no waiting: not with min_position or wait_seconds")
+        else:
+            snapshot, task = await history.as_of(known, parse_as_of(as_of))
+        return tagged(request, snapshot, task)
+
+    @router.get(
+        "/tasks/{task_id}/events",
+        responses={200: {"model": schemas.TaskEvents}},
+        summary="Everything that happened to a task, in order",
+        dependencies=[Depends(only())],
+    )
+    async def task_events(task_id: str) -> Response:
+        snapshot, events = await history.events(_known(task_id))
+        return answer(snapshot, {"events": events})
+
+    @router.get(
+        "/events",
+        responses={200: {"model": schemas.Feed}},
+        tags=["feed"],
+        summary="The log after a position",
+        dependencies=[Depends(only("after", "limit"))],
+    )
+    async def events(after: AfterParam = "start", limit: LimitParam = _DEFAULT_LIMIT) -> Response:
+        feed = await history.feed(feed_start(after), limit)
+        return plain({"events": feed.events, "next": feed.next, "head": feed.head})
+
+    return router
+
+
+def _known(task_id: str) -> UUID:
+    """Only the canonical spelling of an id is one: anything else is nobody's."""
+    found = parse_task_id(task_id)
+    if found is None:
+        raise TaskNotFound
+    return found

@@ -1,0 +1,52 @@
+"""Why a question gets no answer, beside what events.errors has.
+
+TaskledgerError
+└── QueryRejected
+    ├── TaskNotFound       404  no task has this id, or had it at the time asked for
+    ├── MalformedCursor    400  not a cursor of this list, of these filters, of this log
+    └── InvalidQuery       422  well-formed, but asks for something that cannot be
+"""
+
+# ruff: noqa: N818  names say what is wrong, as in events.errors
+
+from dataclasses import dataclass
+
+from events.errors import TaskledgerError
+
+
+class QueryRejected(TaskledgerError):
+    code = "query_rejected"
+    status = 400
+
+
+class TaskNotFound(QueryRejected):
+    code = "task_not_found"
+    status = 404
+
+    def __init__(self) -> None:
+        super().__init__("there is no task with this id")
+
+
+class MalformedCursor(QueryRejected):
+    code = "malformed_cursor"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the cursor does not belong to this list with these filters; start anew without it"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    location: str
+    """A JSON Pointer: /query/<parameter>."""
+    message: str
+
+
+class InvalidQuery(QueryRejected):
+    code = "invalid_request"
+    status = 422
+
+    def __init__(self, parameter: str, message: str) -> None:
+        super().__init__("the request does not fit")
+        self.violations = (Violation(f"/query/{parameter}", message),)

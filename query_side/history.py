@@ -1,0 +1,103 @@
+"""Questions answered from the log itself: what happened, and how a task was then."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final, Literal
+from uuid import UUID
+
+import psycopg
+
+from events.append import RecordedEvent
+from events.codec import EventMapper
+from events.errors import ReadModelLagging, SchemaNotReady
+from events.position import PositionToken
+from events.statements import HIGHEST
+from events.task_state import TaskState, evolve
+from query_side.errors import TaskNotFound
+from query_side.read_model import ReadModel, Row, Snapshot, statement
+from query_side.shapes import Json, event_json, feed_json, recorded, task_of_state
+
+PAGE_BYTES: Final = 8 * 1024 * 1024
+
+AsOf = datetime | PositionToken
+FeedStart = Literal["start", "now"] | PositionToken
+
+_STARTS: Final = {"start": 0, "now": HIGHEST}
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    events: list[Json]
+    next: str
+    """Where to go on: the position of the last event given, or the one asked for if there is none."""
+    head: str
+
+
+class History:
+    """Independent of the projector: every answer is as new as the log."""
+
+    def __init__(self, model: ReadModel) -> None:
+        self._model = model
+        self._mapper = EventMapper()
+
+    async def as_of(self, task_id: UUID, when: AsOf) -> tuple[Snapshot, Json]:
+        """The task after its last event at or before `when`; without progress, which is in no event.
+
+        Raises TaskNotFound if it was not created by then, LogRewound, and ReadModelLagging for a
+        position that the log has not reached.
+        """
+        log, events = await self._stream(task_id)
+        if isinstance(when, PositionToken):
+            position = _within(when, log)
+            then = [event for event in events if event.id <= position]
+        else:
+            then = [event for event in events if event.recorded_at <= when]
+        state = self._fold(then)
+        return log, task_of_state(state, log.tag)
+
+    async def events(self, task_id: UUID) -> tuple[Snapshot, list[Json]]:
+        """All of the task's events in order. Raises TaskNotFound."""
+        log, events = await self._stream(task_id)
+        return log, [event_json(event, log.tag, self._mapper) for event in events]
+
+    async def feed(self, after: FeedStart, limit: int) -> Feed:
+        """Raises LogRewound, and ReadModelLagging for a position that the log has not reached."""
+        start = after.position if isinstance(after, PositionToken) else _STARTS[after]
+        log, rows = await self._read("feed", {"after": start, "limit": limit, "page_bytes": PAGE_BYTES})
+        if isinstance(after, PositionToken):
+            _within(after, log)
+        events = [recorded(row) for row in rows]
+        reached = events[-1].id if events else min(start, log.checkpoint)
+        shown = [feed_json(event, log.tag, self._mapper) for event in events]
+        return Feed(shown, log.token_of(reached), log.token)
+
+    async def _stream(self, task_id: UUID) -> tuple[Snapshot, list[RecordedEvent]]:
+        log, rows = await self._read("stream", {"id": task_id})
+        if not rows or rows[0]["topic"] != "TaskCreated":  # another aggregate's id is no task's
+            raise TaskNotFound
+        return log, [recorded(row) for row in rows]
+
+    async def _read(self, name: str, parameters: Json) -> tuple[Snapshot, list[Row]]:
+        """The rows, and the log's own head as the checkpoint of what they show."""
+        try:
+            rows = await self._model.read(statement(name), parameters)
+        except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName) as error:
+            raise SchemaNotReady("the database has not been migrated: run `taskledger migrate`") from error
+        log = Snapshot(int(rows[0]["head"]), str(rows[0]["tag"]))
+        return log, [row for row in rows if row["present"]]
+
+    def _fold(self, events: Sequence[RecordedEvent]) -> TaskState:
+        state: TaskState | None = None
+        for event in events:
+            state = evolve(state, self._mapper.decode(event), at=event.recorded_at, position=event.id)
+        if state is None:
+            raise TaskNotFound
+        return state
+
+
+def _within(token: PositionToken, log: Snapshot) -> int:
+    position = token.of_log(log.tag)
+    if position > log.checkpoint:
+        raise ReadModelLagging("the log has not reached the position yet")
+    return position

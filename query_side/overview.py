@@ -1,0 +1,108 @@
+"""The whole at a glance: counts, rates, queues, workers, kinds."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Final, get_args
+
+from events.ids import DEFAULT_TENANT
+from events.task_state import Status
+from query_side.read_model import ReadModel, Row, Snapshot, statement
+from query_side.shapes import Json
+from taskledger.registry import Registry
+from taskledger.settings import ExternalKind
+
+STATUSES: Final[tuple[str, ...]] = get_args(Status)
+_RATES: Final = ("created", "started", "completed", "failed", "dead", "cancelled")
+
+
+class Overview:
+    def __init__(self, model: ReadModel) -> None:
+        self._model = model
+
+    async def stats(self) -> tuple[Snapshot, Json]:
+        """Counts as of the checkpoint; rates in events a second over the last whole minutes."""
+        snapshot, counts = await self._model.fetch(statement("counts"))
+        _, windows = await self._model.fetch(statement("activity"), order="order by found.minutes")
+        head = max(int(windows[0]["head"]), snapshot.checkpoint)
+        return snapshot, {
+            "total": sum(row["tasks"] for row in counts),
+            "by_status": dict.fromkeys(STATUSES, 0) | _totals(counts),
+            "by_kind": _grouped(counts, "kind"),
+            "by_queue": _grouped(counts, "queue"),
+            "rates": {f"{row['minutes']}m": _per_second(row) for row in windows},
+            "position": snapshot.token,
+            "head": snapshot.token_of(head),
+            "lag": head - snapshot.checkpoint,
+        }
+
+    async def queues(self) -> tuple[Snapshot, list[Json]]:
+        snapshot, rows = await self._model.fetch(
+            statement("queues"), {"tenant": DEFAULT_TENANT}, order="order by found.queue"
+        )
+        return snapshot, [_queue(row) for row in rows]
+
+    async def workers(self) -> tuple[Snapshot, list[Json]]:
+        """Worker processes whose lease has not run out."""
+        snapshot, rows = await self._model.fetch(statement("workers"), order="order by found.holder")
+        shown = ("holder", "info", "lease_seconds", "renewed_at")
+        return snapshot, [{name: row[name] for name in shown} for row in rows]
+
+
+def _queue(row: Row) -> Json:
+    counts = dict.fromkeys(STATUSES, 0) | dict(zip(row["statuses"], row["tasks"], strict=True))
+    return {
+        "queue": row["queue"],
+        "depth": counts["queued"],
+        "counts": counts,
+        "oldest_queued_at": row["oldest_queued_at"],
+        "oldest_age_seconds": row["oldest_age_seconds"],
+        "paused": row["paused"],
+        "paused_at": row["paused_at"],
+        "paused_by": row["paused_by"],
+        "paused_reason": row["paused_reason"],
+    }
+
+
+def _totals(rows: Sequence[Row]) -> dict[str, int]:
+    totals: defaultdict[str, int] = defaultdict(int)
+    for row in rows:
+        totals[row["status"]] += row["tasks"]
+    return dict(totals)
+
+
+def _grouped(rows: Sequence[Row], by: str) -> dict[str, dict[str, int]]:
+    names = sorted({str(row[by]) for row in rows})
+    return {name: _totals([row for row in rows if row[by] == name]) for name in names}
+
+
+def _per_second(row: Row) -> dict[str, float]:
+    return {name: round(row[name] / (60 * row["minutes"]), 3) for name in _RATES}
+
+
+def kinds(registry: Registry, external: Mapping[str, ExternalKind]) -> list[Json]:
+    """What this process knows: handlers it has loaded, and the kinds whose workers claim over HTTP."""
+    known: dict[str, Json] = {
+        name: {
+            "kind": name,
+            "external": False,
+            "queue": kind.queue,
+            "priority": kind.priority,
+            "max_attempts": kind.max_attempts,
+            "timeout_seconds": kind.timeout_seconds,
+            "payload_schema": kind.payload_schema,
+            "result_schema": kind.result_schema,
+        }
+        for name, kind in registry.kinds.items()
+    }
+    for name, kind in external.items():
+        known[name] = {
+            "kind": name,
+            "external": True,
+            "queue": kind.queue,
+            "priority": None,
+            "max_attempts": None,
+            "timeout_seconds": None,
+            "payload_schema": kind.payload_schema,
+            "result_schema": None,
+        }
+    return [known[name] for name in sorted(known)]

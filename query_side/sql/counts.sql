@@ -1,0 +1,2 @@
+select true as present, c.queue, c.kind, c.status, sum(c.tasks)::bigint as tasks
+from {read}.counts c group by c.queue, c.kind, c.status

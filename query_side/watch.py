@@ -1,0 +1,125 @@
+"""Waiting for the projector: one listener a process, whoever waits and for whatever."""
+
+import asyncio
+import random
+from collections import defaultdict
+from collections.abc import Awaitable, Callable
+from typing import Final
+from uuid import UUID
+
+import psycopg
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
+
+from events.deadline import remaining
+from events.errors import TaskledgerError
+from events.tracking import READ_CHANNEL
+from query_side.read_model import ReadModel, statement
+from taskledger.telemetry import get_logger
+
+POLL_SECONDS: Final = 1.0
+"""NOTIFY is a hint: while anybody waits, the read table is looked at this often anyway."""
+_MAX_PAUSE_SECONDS: Final = 2.0
+
+Connect = Callable[[], Awaitable[AsyncConnection[TupleRow]]]
+_logger = get_logger(__name__)
+
+
+class ReadWatch:
+    """Each look is one query for all who wait, not one for each of them. run() does the looking."""
+
+    def __init__(self, model: ReadModel, connect: Connect) -> None:
+        self._model = model
+        self._connect = connect
+        self._seen = 0
+        self._positions: set[tuple[int, asyncio.Future[None]]] = set()
+        self._tasks: defaultdict[UUID, set[asyncio.Future[None]]] = defaultdict(set)
+        self._looking: asyncio.Task[None] | None = None
+        self.closed = False
+
+    @property
+    def waiting(self) -> int:
+        """How many calls wait now."""
+        return len(self._positions) + sum(len(futures) for futures in self._tasks.values())
+
+    def close(self) -> None:
+        """Nobody waits any longer: the process is stopping."""
+        self.closed = True
+        for future in [f for _, f in self._positions] + [f for fs in self._tasks.values() for f in fs]:
+            _finish(future)
+
+    async def reached(self, position: int, *, seen: int, deadline: float) -> None:
+        """Returns when the checkpoint has reached the position, at the deadline, or when closed.
+        `seen` is the checkpoint that the caller has seen."""
+        future = asyncio.get_running_loop().create_future()
+        entry = (position, future)
+        self._positions.add(entry)
+        try:
+            await self._wait(future, seen, deadline)
+        finally:
+            self._positions.discard(entry)
+
+    async def settled(self, task_id: UUID, *, seen: int, deadline: float) -> None:
+        """As reached(), for a task that no worker will touch any more."""
+        future = asyncio.get_running_loop().create_future()
+        self._tasks[task_id].add(future)
+        try:
+            await self._wait(future, seen, deadline)
+        finally:
+            self._tasks[task_id].discard(future)
+            if not self._tasks[task_id]:
+                del self._tasks[task_id]
+
+    async def _wait(self, future: asyncio.Future[None], seen: int, deadline: float) -> None:
+        if self._seen > seen and self._looking is None:
+            # The notification came between the caller's read and this call.
+            self._looking = asyncio.create_task(self._look(), name="read-watch-look")
+            self._looking.add_done_callback(self._looked)
+        if not self.closed:
+            await asyncio.wait({future}, timeout=remaining(deadline))
+
+    def _looked(self, _: asyncio.Task[None]) -> None:
+        self._looking = None
+
+    async def run(self) -> None:
+        """Until cancelled. Without the database it tries again; waiters end at their deadlines."""
+        pause = 0.1
+        while True:
+            try:
+                connection = await self._connect()
+                async with connection:
+                    await connection.execute(f"listen {READ_CHANNEL}")
+                    pause = 0.1
+                    await self._follow(connection)
+            except (psycopg.Error, OSError) as error:
+                _logger.debug("listening again", reason=type(error).__name__)
+                await asyncio.sleep(random.uniform(0, pause))  # noqa: S311  jitter
+                pause = min(2 * pause, _MAX_PAUSE_SECONDS)
+
+    async def _follow(self, connection: AsyncConnection[TupleRow]) -> None:
+        while True:
+            await self._look()
+            async for notification in connection.notifies(timeout=POLL_SECONDS, stop_after=1):
+                if notification.payload.isdecimal():
+                    self._seen = int(notification.payload)
+
+    async def _look(self) -> None:
+        if not self.waiting:
+            return
+        try:
+            snapshot, rows = await self._model.fetch(statement("settled"), {"ids": list(self._tasks)})
+        except TaskledgerError as error:
+            _logger.debug("cannot look", reason=error.code)
+            return
+        self._seen = snapshot.checkpoint
+        for position, future in self._positions:
+            if position <= snapshot.checkpoint:
+                _finish(future)
+        for row in rows:
+            for future in self._tasks.get(row["id"], ()):
+                _finish(future)
+
+
+def _finish(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
