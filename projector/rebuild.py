@@ -30,7 +30,7 @@ Progress = Callable[[int, int], None]
 
 MAINTENANCE: Final = f"{SESSION} -c statement_timeout=0 -c idle_in_transaction_session_timeout=0"
 """Comparing a big table takes as long as it takes, and holds up nobody."""
-_SESSION: Final = f"{MAINTENANCE} -c synchronous_commit=off"
+_SESSION: Final = f"{MAINTENANCE} -c synchronous_commit=off -c enable_seqscan=off"
 
 
 @dataclass(frozen=True, slots=True)

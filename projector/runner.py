@@ -30,8 +30,9 @@ MAX_PAUSE_SECONDS: Final = 2.0
 SILENT_SECONDS: Final = 30.0
 """What a batch, a lock and a connection attempt may take together at the worst."""
 
-_SESSION: Final = f"{SESSION} -c synchronous_commit=off"
-"""A crash of the server may take the last batches and their checkpoint together; they are folded again."""
+_SESSION: Final = f"{SESSION} -c synchronous_commit=off -c enable_seqscan=off"
+"""A crash of the server may take the last batches and their checkpoint together; they are folded again.
+A plan made while a table was almost empty would scan it until the next ANALYZE."""
 _logger = get_logger(__name__)
 
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -27,6 +28,7 @@ from events.queue_events import QueuePaused, QueueResumed
 from events.records import EventRecord
 from events.task_events import TaskCompleted, TaskError, TaskStarted
 from events.task_state import TaskState, evolve
+from projector.audit import audit
 from projector.fold import ActivityKey, Changes, CountKey, Entry, FoldStopped, TaskRow, fold, needed
 from projector.rows import LOADED, NAMES, row_of, text, values_of
 
@@ -53,7 +55,8 @@ class Histories:
 
     def create(self, **options: Any) -> UUID:
         task_id = uuid4()
-        command = CreateTask(**{"kind": "sum", "payload": {"x": 1}, **options})
+        values: dict[str, Any] = {"kind": "sum", "payload": {"x": 1}, **options}
+        command = CreateTask(**values)
         self.add(create(task_id, command, self._context()))
         return task_id
 
@@ -198,7 +201,7 @@ def test_what_this_release_does_not_know_moves_the_checkpoint_only() -> None:
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_a_gap_in_a_history_stops_the_fold_at_its_position(known: bool) -> None:  # noqa: FBT001
+def test_a_gap_in_a_history_stops_the_fold_at_its_position(known: bool) -> None:
     log = Histories()
     task = log.create()
     gap = TaskStarted(
@@ -241,4 +244,13 @@ def test_a_row_read_back_goes_on_where_it_was() -> None:
 
     assert back.created_position == 1
     assert back.state.payload is None
-    assert back.state == TaskState(**{**row.state.__dict__, "payload": None})
+    assert back.state == replace(row.state, payload=None)
+
+
+def test_a_history_that_begins_in_the_middle_is_named() -> None:
+    started = TaskStarted(
+        originator_id=uuid4(), originator_version=1, event_uid="u", attempt=1, holder="h", worker="w"
+    )
+    findings = list(audit([Entry(1, NOW, None), Entry(2, NOW, started)]))
+    assert len(findings) == 1
+    assert "begins with TaskStarted" in findings[0]
