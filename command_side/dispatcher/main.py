@@ -30,7 +30,7 @@ from taskledger.redis import make_redis
 from taskledger.settings import Settings
 from taskledger.telemetry import get_logger
 
-LOCK: Final = 7311461898372
+LOCK: Final = 7311461898373
 NAME: Final = "dispatcher"
 TICK_SECONDS: Final = 0.5
 

@@ -116,9 +116,13 @@ class Publisher:
         for queue in wanted:
             pipeline.get(position_key(queue))
         stored: list[Any] = await pipeline.execute(raise_on_error=False)
+        lost: list[str] = []
         for queue, value in zip(wanted, stored, strict=True):
-            await self._judge(queue, value, head, upto)
+            if await self._judge(queue, value, head, upto):
+                lost.append(queue)
             self._unseen.pop(queue, None)
+        if lost:
+            _logger.warning("redis lost what was published", count=len(lost), queues=lost[:5])
 
     async def catch_up(self, source: QueuedRows, upto: int) -> None:
         """One chunk for each queue that lags, up to QUEUES_A_TURN of them. `source` must stand at `upto`:
@@ -135,18 +139,19 @@ class Publisher:
 
     async def _judge(
         self, queue: str, stored: str | Exception | None, head: Callable[[], Awaitable[int]], upto: int
-    ) -> None:
+    ) -> bool:
+        """Whether the position tells of a loss."""
         position = await self._valid(stored, head, upto)
         known = self._known.get(queue)
         if position is None:
-            if queue not in self._known or known is not None:
-                await self._begin_anew(queue, stored)
-            return
-        if known is None or position < known:
-            if known is not None:
-                _logger.warning("redis was rolled back", queue=queue, believed=known, found=position)
-            self._lagging[queue] = None
+            if queue in self._known and known is None:
+                return False  # nothing has been published since its streams were deleted
+            await self._begin_anew(queue)
+            return known is not None or stored is not None
         self._known[queue] = position
+        if known is None or position < known:
+            self._lagging[queue] = None
+        return known is not None and position < known
 
     async def _valid(
         self, stored: str | Exception | None, head: Callable[[], Awaitable[int]], upto: int
@@ -165,9 +170,8 @@ class Publisher:
             return None
         return token.position
 
-    async def _begin_anew(self, queue: str, stored: object) -> None:
-        if queue in self._known or stored is not None:
-            _logger.warning("redis holds no valid position", queue=queue, found=str(stored))
+    async def _begin_anew(self, queue: str) -> None:
+        """Deletes the queue's streams: ids that they have passed may still be to come."""
         index = streams_key(queue)
         members: set[str]
         try:
@@ -198,7 +202,8 @@ class Publisher:
             # Somebody wrote to a key of ours. It holds nothing that the log does not.
             if not _is_wrong_type(error):
                 raise
-            await self._begin_anew(queue, error)
+            _logger.warning("a key of the queue was overwritten", queue=queue)
+            await self._begin_anew(queue)
             return False
         if added < 0:
             self._status.refused += 1

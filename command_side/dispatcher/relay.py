@@ -39,6 +39,8 @@ from events.task_state import SETTLED
 from taskledger.telemetry import get_logger
 
 BATCH: Final = 2_000
+FIRST_BATCH: Final = 100
+"""Batches grow from here, as their size in bytes allows."""
 BATCH_BYTES: Final = 16 * 1024 * 1024
 POLL_SECONDS: Final = 1.0
 LOOK_SECONDS: Final = 1.0
@@ -92,7 +94,7 @@ class Relay:
         self._start_head = identity.head
         self._status = status
         self._wake = wake
-        self._limit = 100
+        self._limit = min(FIRST_BATCH, BATCH)
         self._reread = False
         self._broker = Outage("redis", status)
         self._broker_checked = False

@@ -1,5 +1,6 @@
 """The dispatcher's SQL. Parameters are bound in binary; `%t` where an array may hold nothing but nulls,
-which has no binary form of a certain type."""
+which has no binary form of a certain type. Times are compared with statement_timestamp(): the planner
+cannot look up the volatile clock_timestamp() in an index, and would read every row that is scheduled."""
 
 from typing import Final
 
@@ -93,14 +94,14 @@ order by queue, queued_position limit %b::bigint
 
 DUE: Final = """
 select due_at, task_id from taskledger.outstanding
-where due_at <= clock_timestamp() and not unreadable
+where due_at <= statement_timestamp() and not unreadable
     and (due_at, task_id) > (%b::timestamptz, %b::uuid)
 order by due_at, task_id limit %b::bigint
 """
 
 OVERDUE: Final = """
 select task_id, attempt, timeout_seconds from taskledger.outstanding
-where timeout_at <= clock_timestamp() - make_interval(secs => %b::double precision) and not unreadable
+where timeout_at <= statement_timestamp() - make_interval(secs => %b::double precision) and not unreadable
 order by timeout_at limit %b::bigint
 """
 
@@ -119,7 +120,7 @@ PURGE: Final = (
     """
     delete from taskledger.idempotency_keys where ctid in (
         select ctid from taskledger.idempotency_keys
-        where recorded_at < clock_timestamp() - make_interval(days => 30)
+        where recorded_at < statement_timestamp() - make_interval(days => 30)
         order by recorded_at limit %b::bigint
     )
     """,
@@ -127,7 +128,7 @@ PURGE: Final = (
     """
     delete from taskledger.leases where ctid in (
         select ctid from taskledger.leases
-        where renewed_at < clock_timestamp() - make_interval(hours => 1, secs => 2 * lease_seconds)
+        where renewed_at < statement_timestamp() - make_interval(hours => 1, secs => 2 * lease_seconds)
         limit %b::bigint
     )
     """,

@@ -75,7 +75,8 @@ class World:
 
     def create(self, **options: Any) -> UUID:
         task = UUID(int=len(self.tasks) + 1)
-        command = CreateTask(**{"kind": "sum", "payload": {"x": 1}, "max_attempts": 2, **options})
+        values: dict[str, Any] = {"kind": "sum", "payload": {"x": 1}, "max_attempts": 2, **options}
+        command = CreateTask(**values)
         self._append(task, create(task, command, Context(self.now, "uid")), command.kind, command.queue)
         return task
 
