@@ -129,6 +129,8 @@ class Worker:
         service = CommandService(log, commits, EventMapper(), self._clock)
         children = Children(self._registry.modules)
         stack.push_async_callback(children.close)
+        if any(kind.execution == "process" for kind in self._registry.kinds.values()):
+            children.prepare()
 
         def wear_out() -> None:
             _logger.error("half of the slots are taken by handlers that do not stop: asking to be replaced")

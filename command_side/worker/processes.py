@@ -37,8 +37,12 @@ class Children:
 
     def __init__(self, modules: Sequence[str]) -> None:
         self._modules = list(modules)
-        self._zygote: _Zygote | None = None
-        self._starting = asyncio.Lock()
+        self._zygote: asyncio.Task[_Zygote | None] | None = None
+
+    def prepare(self) -> None:
+        """Begins to import the handler modules in the background, so that no attempt waits for it."""
+        if self._zygote is None:
+            self._zygote = asyncio.create_task(_started(self._modules), name="zygote")
 
     async def run(self, attempt: Attempt) -> Outcome:
         """Lost, if the child ends without an answer. A cancellation kills the child before it is
@@ -49,22 +53,34 @@ class Children:
         return await zygote.run(attempt)
 
     async def close(self) -> None:
-        if self._zygote is not None:
-            await self._zygote.close()
-            self._zygote = None
+        starting, self._zygote = self._zygote, None
+        if starting is not None:
+            starting.cancel()
+            await asyncio.wait({starting})
+            zygote = None if starting.cancelled() else starting.result()
+            if zygote is not None:
+                await zygote.close()
 
     async def _alive(self) -> "_Zygote | None":
-        async with self._starting:
-            if self._zygote is not None and self._zygote.gone.done():
-                await self._zygote.close()
-                self._zygote = None
-            if self._zygote is None:
-                zygote = _Zygote(self._modules)
-                if not await zygote.started(START_SECONDS):
-                    await zygote.close()
-                    return None
-                self._zygote = zygote
-            return self._zygote
+        """Shared by whoever needs it, and not cancelled with one of them."""
+        if self._zygote is not None and self._zygote.done():
+            zygote = self._zygote.result()
+            if zygote is not None and not zygote.gone.done():
+                return zygote
+            await self.close()
+        self.prepare()
+        return await asyncio.shield(self._zygote) if self._zygote is not None else None
+
+
+async def _started(modules: list[str]) -> "_Zygote | None":
+    zygote = _Zygote(modules)
+    ready = False
+    try:
+        ready = await zygote.started(START_SECONDS)
+    finally:
+        if not ready:
+            await zygote.close()
+    return zygote if ready else None
 
 
 class _Zygote:
