@@ -35,7 +35,10 @@ def test_a_planned_replacement_is_started_at_once_unless_it_spins() -> None:
     ("line", "told"),
     [
         ("taskledger: TASKLEDGER__X: no", "TASKLEDGER__X: no"),
-        ('{"event": "unforeseen error", "exception": "Trace\\n a\\nKeyError: 1"}', "unforeseen error: KeyError: 1"),
+        (
+            '{"event": "unforeseen error", "exception": "Trace\\n a\\nKeyError: 1"}',
+            "unforeseen error: KeyError: 1",
+        ),
         ("Killed", "Killed"),
         ("[1]", "[1]"),
         ("", "it said nothing"),

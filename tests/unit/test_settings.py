@@ -27,7 +27,9 @@ def test_the_environment_wins_over_the_file_and_the_file_over_the_default(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert load_settings().lease_seconds == 15
-    (tmp_path / ".env").write_text("TASKLEDGER__LEASE_SECONDS=7\nTASKLEDGER__WORKER__CONCURRENCY=3\nOTHER=1\n")
+    (tmp_path / ".env").write_text(
+        "TASKLEDGER__LEASE_SECONDS=7\nTASKLEDGER__WORKER__CONCURRENCY=3\nOTHER=1\n"
+    )
     monkeypatch.setenv("TASKLEDGER__LEASE_SECONDS", "8")
     settings = load_settings()
     assert (settings.lease_seconds, settings.worker.concurrency) == (8, 3)
