@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from events.errors import TaskledgerError
+from events.errors import StoreUnavailable, TaskledgerError
 from taskledger.lifecycle import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_REFUSED, follow_supervisor
 
 if TYPE_CHECKING:
@@ -92,13 +92,13 @@ def rebuild(
     prune: Annotated[bool, typer.Option(help="Drop the generations that are no longer read.")] = False,
 ) -> None:
     """Build the read tables afresh from the log, beside the live ones, and switch."""
-    _finish(_side("projector.rebuild").run(_prepare("rebuild"), prune=prune))
+    _once("projector.rebuild", "rebuild", prune=prune)
 
 
 @app.command()
 def verify() -> None:
     """Check the log, and the read tables against a fresh fold of it. Exit code 1: differences."""
-    _finish(_side("projector.verify").run(_prepare("verify")))
+    _once("projector.verify", "verify")
 
 
 @app.command()
@@ -140,12 +140,13 @@ def main() -> None:
 
 
 def _prepare(process: str) -> "Settings":
+    from taskledger.addresses import with_running_up
     from taskledger.settings import load_settings
     from taskledger.telemetry import configure_logging
 
     settings = load_settings()
     configure_logging(settings, process=process)
-    return settings
+    return settings if process == "up" else with_running_up(settings)
 
 
 def _side(module: str) -> Any:
@@ -153,9 +154,20 @@ def _side(module: str) -> Any:
 
 
 def _run(process: str) -> None:
+    code = _side(SIDES[process]).run(_prepare(process))
+    # Not sys.exit, which joins threads: a handler that overran its timeout may block one for ever.
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(code or 0)
+
+
+def _once(module: str, process: str, **options: Any) -> None:
+    """A command that needs the database now and does not wait for it."""
+    from psycopg import OperationalError
+
     settings = _prepare(process)
-    _finish(_side(SIDES[process]).run(settings))
-
-
-def _finish(code: int | None) -> None:
+    try:
+        code = _side(module).run(settings, **options)
+    except OperationalError as error:
+        raise StoreUnavailable(f"PostgreSQL does not answer: {error}") from error
     raise typer.Exit(code or 0)

@@ -40,7 +40,7 @@ def connect_sync(
     )
 
 
-def make_pool(dsn: str, *, name: str, size: int) -> Pool:
+def make_pool(dsn: str, *, name: str, size: int, options: str = SESSION) -> Pool:
     """Closed: open it with `async with`. Connects in the background, so that a process can start
     before its database does."""
     return AsyncConnectionPool(
@@ -48,7 +48,7 @@ def make_pool(dsn: str, *, name: str, size: int) -> Pool:
         kwargs={
             "autocommit": True,
             "application_name": f"taskledger-{name}",
-            "options": SESSION,
+            "options": options,
             **LIBPQ,
         },
         min_size=min(2, size),

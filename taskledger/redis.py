@@ -40,6 +40,8 @@ def make_redis(url: str, *, name: str) -> Redis:
         url,
         client_name=f"taskledger-{name}",
         decode_responses=True,
+        # A foreign entry that is not UTF-8 must be readable enough to be thrown away.
+        encoding_errors="replace",
         socket_timeout=SOCKET_TIMEOUT_SECONDS,
         socket_connect_timeout=SOCKET_TIMEOUT_SECONDS,
         retry=Retry(NoBackoff(), 0),

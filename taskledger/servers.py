@@ -7,8 +7,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from taskledger.addresses import POSTGRES, REDIS, address_file, as_text
 from taskledger.embedded import EmbeddedPostgres, EmbeddedValkey
-from taskledger.embedded._files import make_data_dir, release_lock, take_lock, told_in_one_line
+from taskledger.embedded._files import (
+    make_data_dir,
+    release_lock,
+    take_lock,
+    told_in_one_line,
+    write_private,
+)
 from taskledger.settings import Settings
 from taskledger.telemetry import get_logger
 
@@ -25,6 +32,7 @@ class Servers:
         self.postgres = EmbeddedPostgres(settings.data_dir) if settings.postgres.dsn is None else None
         self.valkey = EmbeddedValkey(settings.data_dir) if settings.redis.url is None else None
         self._busy = threading.Lock()
+        self._address_file = address_file(settings.data_dir)
 
     @property
     def names(self) -> str:
@@ -42,9 +50,12 @@ class Servers:
             postgres = None if self.postgres is None else threads.submit(self.postgres.start, START_SECONDS)
             valkey = None if self.valkey is None else threads.submit(self.valkey.start, START_SECONDS)
             if postgres is not None:
-                found["TASKLEDGER__POSTGRES__DSN"] = postgres.result()
+                found[POSTGRES] = postgres.result()
             if valkey is not None:
-                found["TASKLEDGER__REDIS__URL"] = valkey.result()
+                found[REDIS] = valkey.result()
+        if found:
+            with told_in_one_line(self._address_file):
+                write_private(self._address_file, as_text(found))
         return found
 
     def dead(self) -> list[str]:
@@ -53,6 +64,8 @@ class Servers:
 
     def stop(self, *, immediate: bool) -> None:
         """Waits for a start that is under way in another thread."""
+        if self.names:
+            self._address_file.unlink(missing_ok=True)
         stops: list[Callable[[], None]] = []
         if self.postgres is not None:
             postgres = self.postgres

@@ -23,6 +23,7 @@ from typing import Any, Final, TypeVar
 
 from events.errors import ConfigurationError
 from taskledger import ports
+from taskledger.addresses import POSTGRES, REDIS
 from taskledger.children import Child, Ended
 from taskledger.database import await_redis, migrate_when_reachable
 from taskledger.health import ask
@@ -116,8 +117,8 @@ class Supervisor:
         self._say(_welcome(urls, self._servers.names, str(self._settings.data_dir)))
 
     def _prepare_database(self, found: dict[str, str]) -> None:
-        dsn = found.get("TASKLEDGER__POSTGRES__DSN") or self._settings.require_postgres()
-        redis_url = found.get("TASKLEDGER__REDIS__URL") or self._settings.require_redis()
+        dsn = found.get(POSTGRES) or self._settings.require_postgres()
+        redis_url = found.get(REDIS) or self._settings.require_redis()
         revision = migrate_when_reachable(dsn, patience_seconds=REACH_SECONDS)
         await_redis(redis_url, patience_seconds=REACH_SECONDS)
         _logger.info("database is migrated", revision=revision)

@@ -1,0 +1,42 @@
+"""Where the embedded servers of a running `up` are, for commands given in another shell.
+
+`up` writes DATA_DIR/up.env (0600, as the passwords beside it) once its servers answer, and removes it
+when it stops; a killed one leaves addresses at which nobody answers.
+"""
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from dotenv import dotenv_values
+from pydantic import SecretStr
+
+from taskledger.settings import Settings
+
+POSTGRES: Final = "TASKLEDGER__POSTGRES__DSN"
+REDIS: Final = "TASKLEDGER__REDIS__URL"
+
+
+def address_file(data_dir: Path) -> Path:
+    return data_dir / "up.env"
+
+
+def as_text(found: Mapping[str, str]) -> str:
+    return "".join(f"{name}={shlex.quote(value)}\n" for name, value in found.items())
+
+
+def with_running_up(settings: Settings) -> Settings:
+    """With the addresses of an `up` on the same data folder in place of those that are not set."""
+    file = address_file(settings.data_dir)
+    try:
+        found = dotenv_values(file, interpolate=False) if file.is_file() else {}
+    except OSError:  # not ours to read: as if there were none
+        return settings
+    dsn, url = found.get(POSTGRES), found.get(REDIS)
+    changes: dict[str, object] = {}
+    if settings.postgres.dsn is None and dsn:
+        changes["postgres"] = settings.postgres.model_copy(update={"dsn": SecretStr(dsn)})
+    if settings.redis.url is None and url:
+        changes["redis"] = settings.redis.model_copy(update={"url": SecretStr(url)})
+    return settings.model_copy(update=changes)
