@@ -25,7 +25,7 @@ from events.codec import EventMapper
 from events.errors import BrokerUnavailable, Overloaded
 from events.group_commit import GroupCommit
 from events.postgres_log import PostgresLog
-from taskledger.http import add_docs, add_health, install, serve
+from taskledger.http import add_docs, add_health, install, on_stopping, serve
 from taskledger.postgres import connect, make_pool
 from taskledger.redis import make_redis
 from taskledger.registry import load_registry
@@ -55,6 +55,7 @@ def create_app(settings: Settings) -> FastAPI:
     database = Database(pool, clock)
     leases = Leases(pool, settings.lease_seconds)
     entries = _entries(settings)
+    claims = None if entries is None else Claims(service, entries, leases)
     api = Api(
         settings=settings.command_api,
         service=service,
@@ -62,7 +63,7 @@ def create_app(settings: Settings) -> FastAPI:
         database=database,
         kinds=kinds,
         leases=leases,
-        claims=None if entries is None else Claims(service, entries, leases),
+        claims=claims,
         tasks_url=_tasks_url(settings),
     )
 
@@ -94,6 +95,8 @@ def create_app(settings: Settings) -> FastAPI:
         app.include_router(routes.router())
     add_health(app, database.missing, degraded)
     add_docs(app)
+    if claims is not None:
+        on_stopping(app, claims.close)
     return app
 
 

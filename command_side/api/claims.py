@@ -41,6 +41,11 @@ class Claims:
         self._service = service
         self._entries = entries
         self._leases = leases
+        self._closed = False
+
+    def close(self) -> None:
+        """The process stops: claims that wait are answered at once, or after the read under way."""
+        self._closed = True
 
     async def claim(
         self, wanted: Wanted, wait_seconds: float, gone: Callable[[], Awaitable[bool]]
@@ -61,7 +66,7 @@ class Claims:
             if found.dropped and remaining(latest):
                 continue  # stale entries hid what comes after them
             left = remaining(deadline)
-            if left == 0 or await gone():
+            if left == 0 or self._closed or await gone():
                 return Claimed([], None)
             if taken:
                 await asyncio.sleep(min(left, _PAUSED_SECONDS))

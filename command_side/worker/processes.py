@@ -73,7 +73,11 @@ class Children:
 
 
 async def _started(modules: list[str]) -> "_Zygote | None":
-    zygote = _Zygote(modules)
+    try:
+        zygote = _Zygote(modules)
+    except OSError as error:
+        _logger.error("child processes cannot be started", reason=str(error))  # noqa: TRY400
+        return None
     ready = False
     try:
         ready = await zygote.started(START_SECONDS)

@@ -5,7 +5,6 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, cast
 
-from events.errors import TaskledgerError
 from taskledger import strict_json
 from taskledger.registry import Kind
 
@@ -23,33 +22,43 @@ def checked_result(kind: Kind, value: Any) -> Any:
     try:
         typed = kind.result_adapter.validate_python(value)
         plain = kind.result_adapter.dump_python(typed, mode="json")
-        encoded = json.dumps(plain, ensure_ascii=True, separators=(",", ":")).encode()
-        parsed = strict_json.parse(encoded)
         # pydantic writes null for a NaN, and a result must not change on its way.
-        if b"null" in encoded and _has_nan(kind.result_adapter.dump_python(typed)):
-            raise InvalidResult("the result holds NaN or Infinity, which are not JSON")
+        nan = _holds_none(plain) and _holds_nan(kind.result_adapter.dump_python(typed))
+        encoded = json.dumps(plain, ensure_ascii=True, separators=(",", ":")).encode()
+    except Exception as error:  # noqa: BLE001  serialising calls the types' own code
+        raise InvalidResult(f"the result is not of its declared type: {error}") from None
+    if nan:
+        raise InvalidResult("the result holds NaN or Infinity, which are not JSON")
+    try:
+        parsed = strict_json.parse(encoded)
     except strict_json.UnstorableJson as flawed:
         flaw = flawed.violations[0]
         raise InvalidResult(f"the result{flaw.location}: {flaw.message}") from None
-    except InvalidResult:
-        raise
-    except TaskledgerError as malformed:
+    except strict_json.MalformedJson as malformed:
         raise InvalidResult(str(malformed).replace("the body", "the result")) from None
-    except Exception as error:  # noqa: BLE001  serialising calls the types' own code
-        raise InvalidResult(f"the result is not of its declared type: {error}") from None
     size = len(encoded) if len(encoded) <= MAX_RESULT_BYTES else len(_utf8(parsed))
     if size > MAX_RESULT_BYTES:
         raise InvalidResult(f"the result takes {size} bytes; {MAX_RESULT_BYTES} are allowed")
     return parsed
 
 
-def _has_nan(value: object) -> bool:
+def _holds_none(plain: object) -> bool:
+    match plain:
+        case dict():
+            return any(_holds_none(item) for item in cast("dict[str, object]", plain).values())
+        case list():
+            return any(_holds_none(item) for item in cast("list[object]", plain))
+        case _:
+            return plain is None
+
+
+def _holds_nan(value: object) -> bool:
     if isinstance(value, float):
         return not math.isfinite(value)
     if isinstance(value, Mapping):
-        return any(_has_nan(item) for item in cast("Mapping[object, object]", value).values())
+        return any(_holds_nan(item) for item in cast("Mapping[object, object]", value).values())
     if isinstance(value, list | tuple | set | frozenset):
-        return any(_has_nan(item) for item in cast("Iterable[object]", value))
+        return any(_holds_nan(item) for item in cast("Iterable[object]", value))
     return False
 
 

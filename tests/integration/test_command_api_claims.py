@@ -207,3 +207,24 @@ async def test_without_redis_claims_alone_fail(dsn: str, service: Service, redis
 async def test_without_external_kinds_there_is_nothing_to_claim(dsn: str) -> None:
     async with in_process(settings_for(dsn, NO_REDIS, external_kinds={})) as client:
         problem(await client.post(CLAIM, json=ME), 422, "unknown_kind")
+
+
+async def test_a_waiting_claim_is_answered_when_the_process_stops(
+    dsn: str, redis_url: str, service: Service, redis: Redis
+) -> None:
+    app = create_app(settings_for(dsn, redis_url))
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://api") as client,
+    ):
+        waiting = asyncio.create_task(Tasks(client, service, redis).post(CLAIM, ME | {"wait_seconds": 50}))
+        await eventually(lambda: _waits(redis), "the claim's blocking read")
+        for callback in app.state.on_stopping:
+            callback()
+        answer = await asyncio.wait_for(waiting, timeout=10)
+    assert (answer.status_code, answer.json()["tasks"]) == (200, [])
+
+
+async def _waits(redis: Redis) -> bool:
+    clients: list[dict[str, str]] = await redis.client_list()
+    return any(c["cmd"] == "xreadgroup" and "b" in c["flags"] for c in clients)

@@ -254,11 +254,25 @@ async def test_a_stale_relay_cannot_move_a_position_back(bench: Bench) -> None:
     assert await bench.position() == position
 
 
+async def test_what_another_relay_published_meanwhile_moves_no_position_back(bench: Bench) -> None:
+    await many(bench.service, 5)
+    relay = await bench.started()
+    rows = await bench.store.queued_after("default", 0, 4)
+    late = publisher.Publisher(bench.redis, await tag(bench), bench.status)
+    await late.look(["default"], bench.service.log.head, 4)
+    await late.catch_up(bench.store, 4)
+    await late.offer(rows)
+
+    assert await bench.position() == f"5.{await tag(bench)}"
+    assert (bench.status.published, bench.status.refused) == (5, 0)
+    await bench.caught_up(relay)
+
+
 async def test_another_log_begins_with_empty_streams(bench: Bench) -> None:
     """A restore: a new tag, and positions that the streams have passed already."""
     await many(bench.service, 3)
     await bench.started()
-    await bench.redis.set(position_key("default"), "900.zzzzzzzz")
+    await bench.redis.set(position_key("default"), "2.zzzzzzzz")
     await bench.redis.xadd(stream_key("default", "sum", "low"), {"task": str(new_task_id())}, id="900-1")
     await bench.redis.sadd(streams_key("default"), stream_key("default", "sum", "low"))
     await bench.sql("update taskledger.log_identity set tag = 'aaaaaaaa'")

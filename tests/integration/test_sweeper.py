@@ -1,5 +1,6 @@
 """The sweeper's decisions on real servers, one sweep at a time."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -125,7 +126,9 @@ async def test_retries_and_schedules_that_became_due_together_are_all_queued(
     assert {task.id for task in tasks} < set(await sweeps.bench.table())
 
 
-async def test_nothing_is_swept_twice_while_the_fold_is_behind(sweeps: Sweeps) -> None:
+async def test_nothing_is_swept_twice_while_the_fold_is_behind(
+    sweeps: Sweeps, monkeypatch: pytest.MonkeyPatch
+) -> None:
     task = await sweeps.bench.service.create(run_at=now() + timedelta(seconds=0.2))
     await sweeps.fold()
 
@@ -134,8 +137,18 @@ async def test_nothing_is_swept_twice_while_the_fold_is_behind(sweeps: Sweeps) -
         return sweeps.bench.status.queued_again == 1
 
     await eventually(queued)
+    loads = 0
+    load = sweeps.bench.service.commands.load
+
+    async def counting(ids: Sequence[UUID]) -> dict[UUID, TaskState]:
+        nonlocal loads
+        loads += 1
+        return await load(ids)
+
+    monkeypatch.setattr(sweeps.bench.service.commands, "load", counting)
     for _ in range(3):
         await sweeps.sweeper.queue_due()
+    assert loads == 0
     assert await sweeps.bench.service.topics(task.id) == ["TaskCreated", "TaskQueued"]
 
 
