@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from events.tenants import DEFAULT_TENANT
 from events.task_events import Priority, RetryPolicy, TaskError
+from events.tenants import DEFAULT_TENANT
 
 
 @dataclass(frozen=True, slots=True)

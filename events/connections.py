@@ -1,5 +1,5 @@
 """Connections for synchronous callers: a few kept open, every use cut off at its deadline, every
-error in the terms of the eventsourcing library and of events.errors at once."""
+error in the terms of the eventsourcing library and of events.errors at once. And how to cut one off."""
 
 import os
 import socket
@@ -12,7 +12,7 @@ from typing import Final, Self, TypeVar
 import psycopg
 from eventsourcing import persistence
 from eventsourcing.persistence import PersistenceError
-from psycopg import Connection
+from psycopg import AsyncConnection, Connection
 from psycopg.rows import TupleRow
 
 from events.deadline import pauses, remaining
@@ -169,3 +169,12 @@ class _Watchdog:
         self.has_fired = True
         with suppress(OSError):  # the connection is gone already
             self._socket.shutdown(socket.SHUT_RDWR)
+
+
+def sever(connection: AsyncConnection[TupleRow]) -> None:
+    """Cuts the connection under whatever waits on it, which then fails at once with OperationalError.
+    Closing the file descriptor instead would leave the waiter, and the event loop, with a dead one."""
+    if connection.closed:
+        return
+    with suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as twin:
+        twin.shutdown(socket.SHUT_RDWR)

@@ -20,6 +20,7 @@ from events.append import (
     outcomes_of,
     recognise_own,
 )
+from events.connections import sever
 from events.deadline import after, pauses, remaining, within
 from events.errors import SchemaNotReady, StoreUnavailable
 from events.ids import as_uuid
@@ -140,18 +141,24 @@ class PostgresLog(PostgresLogReader):
                 await asyncio.sleep(pause)
 
     async def _call(self, parameters: tuple[Any, ...]) -> TupleRow:
-        if self._connection is None or self._connection.closed:
-            self._connection = await self._connect()
-        cursor = self._connection.cursor(binary=True)
-        await cursor.execute(statements.APPEND.encode(), parameters, prepare=True)
-        row = await cursor.fetchone()
+        connection = self._connection
+        if connection is None or connection.closed:
+            connection = self._connection = await self._connect()
+        try:
+            cursor = connection.cursor(binary=True)
+            await cursor.execute(statements.APPEND.encode(), parameters, prepare=True)
+            row = await cursor.fetchone()
+        except (*_LOST, asyncio.CancelledError):
+            # Here and not in _discard(): the last to use it closes it, which may be an abandoned task.
+            await connection.close()
+            raise
         if row is None:
             raise psycopg.OperationalError("append answered nothing")
         return row
 
     def _discard(self) -> None:
         if self._connection is not None:
-            self._connection.pgconn.finish()
+            sever(self._connection)
             self._connection = None
 
     async def _recognise_own(

@@ -10,9 +10,7 @@ A transaction pooler between us and the server would break this: it needs a sess
 
 import asyncio
 import contextlib
-import os
 import random
-import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Final
 
@@ -20,6 +18,7 @@ import psycopg
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
+from events.connections import sever
 from taskledger.postgres import SESSION, connect
 from taskledger.telemetry import get_logger
 
@@ -141,12 +140,3 @@ async def leadership(
         yield leader if await leader.acquire(stop) else None
     finally:
         await leader.release()
-
-
-def sever(connection: AsyncConnection[TupleRow]) -> None:
-    """Cuts the connection under whatever waits on it, which then fails at once with OperationalError.
-    Closing the file descriptor instead would leave the waiter, and the event loop, with a dead one."""
-    if connection.closed:
-        return
-    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as twin:
-        twin.shutdown(socket.SHUT_RDWR)

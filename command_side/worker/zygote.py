@@ -25,6 +25,8 @@ import orjson
 from command_side.worker.child import die_with_parent, serve
 from events.errors import ConfigurationError
 from taskledger.registry import Registry, load_registry
+from taskledger.settings import load_settings
+from taskledger.telemetry import configure_logging
 
 
 class Zygote:
@@ -140,6 +142,7 @@ def main() -> None:
     """Arguments: the socket's descriptor, and the worker's process id."""
     control = socket.socket(fileno=int(sys.argv[1]))
     die_with_parent(int(sys.argv[2]))
+    configure_logging(load_settings(), process="worker-child")
     # The worker says when to stop: it drains first.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
