@@ -1,4 +1,4 @@
-"""The PostgreSQL and Redis of the Debian release, started from their binaries: private folders, own ports."""
+"""The PostgreSQL and Redis of the Debian release, from their binaries, on private folders and ports."""
 
 import os
 import pwd
@@ -74,7 +74,7 @@ def _postgres(binaries: Path | None, folder: Path) -> Generator[str]:
     data, secret, port = folder / "postgres", folder / "password", free_port()
     secret.write_text(PASSWORD)
     secret.chmod(0o644)
-    initdb = [binaries / "initdb", "--pgdata", data, "--username=taskledger", f"--pwfile={secret}"]
+    initdb = [str(binaries / "initdb"), f"--pgdata={data}", "--username=taskledger", f"--pwfile={secret}"]
     done = subprocess.run(
         [*initdb, "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-sync"],
         cwd=data,

@@ -568,3 +568,25 @@ async def test_refuses_a_redis_that_evicts(start: Start, redis: Redis) -> None:
     finally:
         await redis.config_set("maxmemory-policy", "noeviction")
         await redis.config_set("maxmemory", "0")
+
+
+async def test_after_a_lost_connection_it_finds_what_it_was_given(
+    start: Start, service: Service, redis: Redis
+) -> None:
+    """The reply that carried the entry was lost: it is in the worker's pending list, and nobody knows."""
+    running = await start(lease_seconds=60)
+    key = stream_key("default", "echo", "normal")
+    tasks = [await create(service, "echo", n) for n in range(20)]
+
+    async def joined() -> bool:
+        return bool(await redis.exists(key) and await redis.xinfo_groups(key))
+
+    await eventually(joined, "the group")
+    async with redis.pipeline(transaction=True) as pipe:  # at once: no read of the worker comes between
+        for task in tasks:
+            pipe.xadd(key, {"task": str(task.id)}, id=f"{task.queued_position}-1")
+        pipe.xreadgroup(GROUP, running.worker.holder, {key: ">"})
+        await pipe.execute()
+    await redis.client_kill_filter(_type="normal", skipme=True)
+    for task in tasks:
+        await settled(service, task, "completed")

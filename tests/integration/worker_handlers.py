@@ -134,3 +134,9 @@ async def stubborn(payload: str) -> None:
             await asyncio.sleep(TICK)
         except asyncio.CancelledError:
             continue
+
+
+@task("block")
+async def block(payload: float) -> None:
+    """What no async handler should do."""
+    time.sleep(payload)  # noqa: ASYNC251

@@ -40,7 +40,7 @@ ERROR = TaskError(type="X", message="x")
 
 class Unused:
     def run(self, attempt: Attempt) -> Awaitable[Outcome]:
-        raise AssertionError("no child process is wanted here")
+        raise AssertionError(f"no child process is wanted for {attempt.key}")
 
 
 class Child:
@@ -51,6 +51,7 @@ class Child:
         self.killed = False
 
     async def run(self, attempt: Attempt) -> Outcome:
+        assert attempt.state.status == "running"
         try:
             return self.answer or await asyncio.Future[Outcome]()
         except asyncio.CancelledError:
@@ -165,7 +166,11 @@ async def test_the_three_ways_to_return() -> None:
     ],
 )
 async def test_whatever_a_handler_raises(
-    error: BaseException, type_: type[Any], name: str, *, blocking: bool
+    error: BaseException,
+    type_: type[Failed | Postponed | Discarded],
+    name: str,
+    *,
+    blocking: bool,
 ) -> None:
     def thread(payload: None) -> None:
         raise error
@@ -237,7 +242,7 @@ async def test_stops(why: Any, outcome: Outcome) -> None:
         attempt.stop(why)
         attempt.stop("superseded")
         assert await running == outcome
-        release.set()
+    release.set()
 
 
 async def test_a_thread_that_finishes_unaware_of_the_cancel_has_completed() -> None:
@@ -383,16 +388,15 @@ def _returning(type_: Any) -> Kind:
 
 
 def test_errors_are_bounded_and_storable() -> None:
-    class Evil(Exception):
+    class EvilError(Exception):
         def __str__(self) -> str:
             raise RuntimeError
 
-    try:
+    with pytest.raises(ValueError, match=r"x+") as caught:
         raise ValueError("\x00\ud800" + "x" * 20_000)
-    except ValueError as caught:
-        error = error_of(caught)
+    error = error_of(caught.value)
     assert error.message.startswith("�?x")
     assert len(error.message) == 2_000
     assert error.traceback is not None
     assert len(error.traceback) == 10_000
-    assert error_of(Evil()).message == "(the message cannot be read: RuntimeError)"
+    assert error_of(EvilError()).message == "(the message cannot be read: RuntimeError)"
