@@ -27,7 +27,7 @@ run: install-runtime
 
 test: lint types
 	echo '==> tests'
-	$(PYTEST) -n auto --cov --cov-report=term:skip-covered $(ARGS)
+	$(PYTEST) -n auto --dist loadgroup --cov --cov-report=term:skip-covered $(ARGS)
 
 lint: install-dev
 	echo '==> format and lint'

@@ -10,8 +10,9 @@ import pytest
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
+from events.connections import sever
 from taskledger import leader as module
-from taskledger.leader import Connect, Leader, leader_connect, leadership, sever
+from taskledger.leader import Connect, Leader, leader_connect, leadership
 from taskledger.postgres import SESSION, connect
 from tests.support import eventually
 
