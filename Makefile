@@ -26,15 +26,15 @@ run: install-runtime
 	exec $(PYTHON) -P -m taskledger up $(ARGS)
 
 test: lint types
-	echo '==> tests'
-	$(PYTEST) -n auto --dist loadgroup --cov --cov-report=term:skip-covered $(ARGS)
+	echo '==> tests (without those that want the PostgreSQL and Redis of a Debian release: make test-servers)'
+	$(PYTEST) -n auto --dist loadgroup -m 'not servers' --cov --cov-report=term:skip-covered $(ARGS)
 
 lint: install-dev
 	echo '==> format and lint'
 	$(PYTHON) -m ruff format --check --quiet .
 	$(PYTHON) -m ruff check --quiet .
 	echo '==> import contracts'
-	$(VENV)/bin/lint-imports --no-logo 2>&1 | tail -n 3 | grep -v '^$$' || $(VENV)/bin/lint-imports
+	out=$$($(VENV)/bin/lint-imports --no-logo 2>&1) || { echo "$$out"; exit 1; }
 
 types: install-dev
 	echo '==> types'
