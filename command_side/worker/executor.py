@@ -89,7 +89,8 @@ class Executor:
                 return Cancelled() if early else outcome
             why = "timeout"
         attempt.overran = why == "timeout"
-        attempt.lingering = work
+        if not work.done():
+            attempt.lingering = work
         return _stopped(attempt, why)
 
 
@@ -100,9 +101,10 @@ async def _first(work: asyncio.Future[Outcome], attempt: Attempt, seconds: float
     """What ends the wait: None if it is the handler itself."""
     waiting: set[asyncio.Future[Any]] = {work, attempt.stopped}
     done, _ = await asyncio.wait(waiting, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-    if work in done:
+    # A thread that has seen that it is to end may return before we hear of the stop ourselves.
+    if work in done and not attempt.told:
         return None
-    return attempt.stopped.result() if done else "timeout"
+    return attempt.stopped.result() if attempt.stopped.done() else "timeout"
 
 
 def _result(work: asyncio.Future[Outcome]) -> Outcome:

@@ -245,6 +245,22 @@ async def test_stops(why: Any, outcome: Outcome) -> None:
     release.set()
 
 
+@pytest.mark.parametrize(
+    ("why", "outcome"),
+    [("cancelled", Cancelled()), ("superseded", Superseded()), ("handed_back", HandedBack())],
+)
+async def test_a_thread_that_returns_early_before_the_loop_hears_of_the_stop(
+    why: Any, outcome: Outcome
+) -> None:
+    def thread(payload: None, ctx: TaskContext) -> str:
+        assert ctx.cancel_requested
+        return "half done"
+
+    attempt = attempt_of(thread)
+    attempt.stop(why)
+    assert await run(attempt) == outcome
+
+
 async def test_a_thread_that_finishes_unaware_of_the_cancel_has_completed() -> None:
     release = threading.Event()
 
