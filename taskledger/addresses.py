@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from dotenv import dotenv_values
 from pydantic import SecretStr
 
 from taskledger.settings import Settings
@@ -28,11 +27,11 @@ def as_text(found: Mapping[str, str]) -> str:
 
 def with_running_up(settings: Settings) -> Settings:
     """With the addresses of an `up` on the same data folder in place of those that are not set."""
-    file = address_file(settings.data_dir)
     try:
-        found = dotenv_values(file, interpolate=False) if file.is_file() else {}
-    except OSError:  # not ours to read: as if there were none
+        text = address_file(settings.data_dir).read_text(encoding="utf-8")
+    except OSError:  # there is none, or it is not ours to read
         return settings
+    found = dict(line.split("=", 1) for line in shlex.split(text))
     dsn, url = found.get(POSTGRES), found.get(REDIS)
     changes: dict[str, object] = {}
     if settings.postgres.dsn is None and dsn:

@@ -10,9 +10,12 @@ import uvicorn
 from fastapi import FastAPI
 
 from events.errors import ConfigurationError
+from taskledger.telemetry import get_logger
 
 GRACEFUL_SECONDS: Final = 8
 """How long requests under way may take once the process was told to stop."""
+
+_logger = get_logger(__name__)
 
 
 def on_stopping(app: FastAPI, callback: Callable[[], None]) -> None:
@@ -39,6 +42,7 @@ def serve(app: FastAPI, *, host: str, port: int, setting: str) -> None:
         timeout_graceful_shutdown=GRACEFUL_SECONDS,
     )
     with _listen(host, port, setting) as listening:
+        _logger.info("listening", host=host, port=port)
         # uvicorn raises the signal again once it has stopped; by then all is done.
         signal.signal(signal.SIGTERM, _stay)
         signal.signal(signal.SIGINT, _stay)

@@ -13,14 +13,12 @@ from taskledger.settings import Settings
 
 def configure_logging(settings: Settings, *, process: str) -> None:
     """Once per process, from its composition root. Everything goes to stderr, one event a line."""
+    console = settings.log_format == "console" or (settings.log_format == "auto" and sys.stderr.isatty())
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
-        structlog.stdlib.add_logger_name,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        _name(process),
+        *(_for_people() if console else _for_machines(process)),
     ]
-    console = settings.log_format == "console" or (settings.log_format == "auto" and sys.stderr.isatty())
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -35,16 +33,34 @@ def configure_logging(settings: Settings, *, process: str) -> None:
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level.upper())
     logging.captureWarnings(capture=True)
-    # The pool repeats each failed attempt to connect; the process says once what it waits for.
-    logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
-    # One line a migration would hide ours; migrate() reports the revision it reached.
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    _quieten_libraries()
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         wrapper_class=structlog.stdlib.BoundLogger,
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
     )
+
+
+def _quieten_libraries() -> None:
+    # The pool repeats each failed attempt to connect; the process says once what it waits for.
+    logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
+    # A line for each migration, and four for each start and stop, say nothing that we do not.
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+
+
+def _for_people() -> list[Any]:
+    """Which process it is they know, or `up` puts it before the line."""
+    return [structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False)]
+
+
+def _for_machines(process: str) -> list[Any]:
+    return [
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _name(process),
+    ]
 
 
 def _name(process: str) -> Any:
