@@ -13,12 +13,14 @@ COMPILE := $(UV) pip compile --quiet --universal --generate-hashes --no-header -
 	--no-annotate --python-version 3.11 --group build pyproject.toml
 PYTEST := $(PYTHON) -m pytest
 
-.PHONY: help run test lint types check test-servers lock clean install-runtime install-dev
+.PHONY: help run test lint types test-faults test-servers chaos lock clean install-runtime install-dev
 
 help:
 	echo 'make run           install what is needed and run everything on this machine (Ctrl-C stops it)'
 	echo 'make test          lint, types, import contracts and the whole test suite'
+	echo 'make test-faults   the faults that take long or load the machine, and planted bugs'
 	echo 'make test-servers  the tests that need the PostgreSQL and Redis of the Debian release'
+	echo 'make chaos         faults of every kind under load (MINUTES=30 SEED=…)'
 	echo 'make lock          compile the lock files anew (needs uv)'
 	echo 'make clean         remove the virtual environment and caches; .taskledger (data) stays'
 
@@ -26,8 +28,9 @@ run: install-runtime
 	exec $(PYTHON) -P -m taskledger up $(ARGS)
 
 test: lint types
-	echo '==> tests (without those that want the PostgreSQL and Redis of a Debian release: make test-servers)'
-	$(PYTEST) -n auto --dist loadgroup -m 'not servers' --cov --cov-report=term:skip-covered $(ARGS)
+	echo '==> tests (without the long ones, make test-faults, and those that want the PostgreSQL and Redis of'
+	echo '    a Debian release, make test-servers)'
+	$(PYTEST) -n auto --dist loadgroup -m 'not servers and not faults' --cov --cov-report=term:skip-covered $(ARGS)
 
 lint: install-dev
 	echo '==> format and lint'
@@ -44,6 +47,14 @@ types: install-dev
 test-servers: install-dev
 	echo "==> tests on this machine's own servers"
 	TASKLEDGER_TEST_SERVERS=required $(PYTEST) -m servers --no-cov $(ARGS)
+
+test-faults: install-dev
+	echo '==> faults that take long, and planted bugs'
+	$(PYTEST) -m faults --no-cov $(ARGS)
+
+MINUTES := 30
+chaos: install-dev
+	$(PYTHON) -P -m tests.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 lock:
 	$(COMPILE) --extra embedded -o $(LOCKS)/runtime.lock

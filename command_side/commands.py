@@ -47,6 +47,9 @@ class FailTask:
     retryable: bool = True
     retry_in_seconds: float | None = None
     """Asked for by RetryLater; other causes follow the retry policy."""
+    beside_others: bool = False
+    """Of an attempt that was lost in a child of its own: something that was not in that child was lost
+    with it, and may be to blame."""
     jitter: float = 1.0
     """In [0, 1]: how much of the backoff to wait. Drawn by the edge, so that decide() stays pure."""
 

@@ -128,9 +128,8 @@ def _fail(state: TaskState, command: FailTask, context: Context, new: "_Events")
     if state.cancel_requested:
         new.add(TaskCancelled, by=state.cancel_by, reason=state.cancel_reason)
         return
-    # Lost beside others: the neighbours may be to blame. The next attempt runs alone and counts.
     counted = command.cause in ("error", "timeout", "discarded") or (
-        command.cause == "lost" and state.isolated
+        command.cause == "lost" and _is_to_blame(state, command)
     )
     failures = state.failures + counted
     dead = _dead_reason(command, exhausted=counted and failures >= state.max_attempts)
@@ -151,6 +150,15 @@ def _fail(state: TaskState, command: FailTask, context: Context, new: "_Events")
         new.add(TaskDeadLettered, reason=dead, attempts=state.attempt)
     elif wait is None:
         new.add(TaskQueued, reason="lost" if command.cause == "lost" else "handed_back")
+
+
+def _is_to_blame(state: TaskState, command: FailTask) -> bool:
+    """Whether the attempt was lost by its own doing. Beside others it need not have been: the next one
+    runs alone, in a child of its own, and counts. It is given the benefit of that doubt only as often
+    as it may fail: one that takes its whole machine along from its child must end, too."""
+    if not state.isolated:
+        return False
+    return not command.beside_others or state.attempt > state.max_attempts + 1
 
 
 def _dead_reason(command: FailTask, *, exhausted: bool) -> DeadReason | None:

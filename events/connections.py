@@ -1,6 +1,7 @@
 """Connections for synchronous callers: a few kept open, every use cut off at its deadline, every
 error in the terms of the eventsourcing library and of events.errors at once. And how to cut one off."""
 
+import asyncio
 import os
 import socket
 import time
@@ -12,11 +13,11 @@ from typing import Final, Self, TypeVar
 import psycopg
 from eventsourcing import persistence
 from eventsourcing.persistence import PersistenceError
-from psycopg import AsyncConnection, Connection
+from psycopg import AsyncConnection, AsyncCursor, Connection
 from psycopg.rows import TupleRow
 
 from events.deadline import pauses, remaining
-from events.errors import SchemaNotReady, StoreUnavailable
+from events.errors import SchemaNotReady, StorageFull, StoreUnavailable
 
 Connect = Callable[[], Connection[TupleRow]]
 """Opens a connection. It should bound its own time (`connect_timeout`): nothing else can."""
@@ -40,6 +41,13 @@ _TRANSLATIONS: Final[tuple[tuple[type[psycopg.Error], type[PersistenceError]], .
     (psycopg.ProgrammingError, persistence.ProgrammingError),
     (psycopg.DatabaseError, persistence.DatabaseError),
 )
+
+
+def unavailable(error: psycopg.Error) -> StoreUnavailable:
+    """What to tell callers of an OperationalError or InterfaceError."""
+    if isinstance(error, psycopg.errors.DiskFull):
+        return StorageFull("the database has no room left to store anything")
+    return StoreUnavailable("the database cannot be reached")
 
 
 class DatabaseUnavailable(persistence.OperationalError, StoreUnavailable):
@@ -115,7 +123,7 @@ class Connections:
     def _use(self, work: Callable[[Connection[TupleRow]], T], deadline: float) -> T:
         connection = self._take()
         try:
-            with _Watchdog(connection, deadline) as watchdog:
+            with Watchdog(connection, deadline) as watchdog:
                 result = work(connection)
         except BaseException as error:
             connection.close()
@@ -145,7 +153,7 @@ class Connections:
             connection.close()
 
 
-class _Watchdog:
+class Watchdog:
     """Shuts the connection's socket down at the deadline, so that the statement under way raises
     psycopg.OperationalError. A frozen server or a dead network answers to nothing less."""
 
@@ -178,3 +186,25 @@ def sever(connection: AsyncConnection[TupleRow]) -> None:
         return
     with suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as twin:
         twin.shutdown(socket.SHUT_RDWR)
+
+
+async def answered(
+    connection: AsyncConnection[TupleRow],
+    statement: bytes,
+    parameters: tuple[object, ...] = (),
+    *,
+    seconds: float,
+) -> AsyncCursor[TupleRow]:
+    """What the server says within so many seconds, else OperationalError and a connection that is cut off.
+    Never by cancellation: psycopg would ask the server to cancel and then wait for it, and a frozen server
+    never answers."""
+    work = asyncio.ensure_future(connection.execute(statement, parameters))
+    try:
+        done, _ = await asyncio.wait({work}, timeout=seconds)
+    except asyncio.CancelledError:
+        sever(connection)
+        await asyncio.wait({work})
+        raise
+    if not done:
+        sever(connection)
+    return await work

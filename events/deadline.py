@@ -1,9 +1,12 @@
 """One budget for a whole operation, set at the edge and carried down as a time.monotonic() value."""
 
 import asyncio
+import math
 import random
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Generator, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from events.errors import StoreUnavailable
@@ -11,10 +14,23 @@ from events.errors import StoreUnavailable
 T = TypeVar("T")
 
 _abandoned: set[asyncio.Task[Any]] = set()
+_latest: ContextVar[float] = ContextVar("taskledger_latest", default=math.inf)
 
 
 def after(seconds: float) -> float:
-    return time.monotonic() + seconds
+    """Never later than what until() allows."""
+    return min(time.monotonic() + seconds, _latest.get())
+
+
+@contextmanager
+def until(deadline: float) -> Generator[None]:
+    """What is begun inside gets no longer than to the deadline, however long it would wait by itself:
+    budgets of steps that follow one another do not add up."""
+    token = _latest.set(min(deadline, _latest.get()))
+    try:
+        yield
+    finally:
+        _latest.reset(token)
 
 
 def remaining(deadline: float) -> float:
@@ -31,12 +47,15 @@ def pauses() -> Iterator[float]:
 
 
 async def within(deadline: float, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, or StoreUnavailable once the deadline passes.
+    """The result of `work`, or StoreUnavailable once the deadline passes; then it is not even begun.
 
     psycopg answers a cancellation by asking the server to cancel and then waiting for it, which a
     frozen server or a dead network never does. So late work is not awaited any longer: it ends when
     its connection does, and its owner must discard that connection.
     """
+    if remaining(deadline) == 0:
+        work.close()
+        raise StoreUnavailable("the deadline passed before the database was asked")
     task = asyncio.ensure_future(work)
     try:
         done, _ = await asyncio.wait({task}, timeout=remaining(deadline))

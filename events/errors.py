@@ -5,7 +5,9 @@ TaskledgerError
 │   └── …                      the rejections of the command side: see command_side.errors
 ├── Unavailable                nothing is wrong with the request; try again (HTTP 503)
 │   ├── StoreUnavailable       PostgreSQL does not answer within the deadline, or the outcome is unknown
+│   │   └── StorageFull        it answers, but has no room left to store anything
 │   ├── BrokerUnavailable      Redis does not answer
+│   ├── RequestExpired         the request had waited longer than its budget before it was read
 │   └── ReadModelLagging       the projector has not reached the position asked for
 ├── Overloaded                 more work is waiting than the process accepts (HTTP 429)
 ├── ConcurrencyConflict        the task changed five times while we decided (HTTP 409)
@@ -51,8 +53,18 @@ class StoreUnavailable(Unavailable):
     code = "store_unavailable"
 
 
+class StorageFull(StoreUnavailable):
+    code = "storage_full"
+
+
 class BrokerUnavailable(Unavailable):
     code = "broker_unavailable"
+
+
+class RequestExpired(Unavailable):
+    """Nothing was done. Its client has most likely given up: doing it now would be a surprise."""
+
+    code = "expired"
 
 
 class ReadModelLagging(Unavailable):

@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Sequence
+from contextvars import Context
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -29,6 +31,7 @@ class Appender(Protocol):
 @dataclass(eq=False, slots=True)
 class _Waiting:
     command: AppendCommand
+    since: float
     deadline: float
     size: int
     outcome: asyncio.Future[Outcome]
@@ -50,13 +53,16 @@ class GroupCommit:
         self._log = log
         self._budget = budget_seconds
         self._max_group_bytes = max_group_bytes
+        self._group_bytes = max_group_bytes
+        """What is stored in time at the server's present pace."""
         self._max_waiting = max_waiting
         self._waiting: deque[_Waiting] = deque()
         self._flusher: asyncio.Task[None] | None = None
 
     async def append(self, command: AppendCommand) -> Outcome:
-        """The command's own outcome. Raises StoreUnavailable past the budget (it may be stored then)
-        and Overloaded when too many wait. A caller that is cancelled does not undo its append."""
+        """The command's own outcome. Raises Overloaded when too many wait, and StoreUnavailable when
+        those before it wait too long, or past the budget: only then it may be stored. A caller that is
+        cancelled does not undo its append."""
         return await self._enqueue([command])[0]
 
     async def append_many(self, commands: Sequence[AppendCommand]) -> list[Outcome]:
@@ -73,15 +79,21 @@ class GroupCommit:
     def _enqueue(self, commands: Sequence[AppendCommand]) -> list[asyncio.Future[Outcome]]:
         if len(self._waiting) + len(commands) > self._max_waiting:
             raise Overloaded("too many commands are waiting to be stored")
+        now = time.monotonic()
+        if self._waiting and now - self._waiting[0].since > self._budget / 2:
+            # Behind it this one would hardly be stored in time, and whoever is stored only just in
+            # time has a client that no longer waits: all work would be done, and none for anybody.
+            raise StoreUnavailable("the database does not keep up")
         loop = asyncio.get_running_loop()
         deadline = after(self._budget)
         entries = [
-            _Waiting(command, deadline, command.size, loop.create_future(), _touched(command))
+            _Waiting(command, now, deadline, command.size, loop.create_future(), _touched(command))
             for command in commands
         ]
         self._waiting.extend(entries)
         if self._flusher is None:
-            self._flusher = asyncio.create_task(self._flush(), name="group-commit")
+            # In a context of its own: what the first caller is allowed must not bind those after it.
+            self._flusher = asyncio.create_task(self._flush(), name="group-commit", context=Context())
         return [e.outcome for e in entries]
 
     async def drain(self) -> None:
@@ -94,9 +106,19 @@ class GroupCommit:
             while self._waiting:
                 group = self._take()
                 if group:
+                    began = time.monotonic()
                     await self._append(group)
+                    self._adapt(sum(e.size for e in group), time.monotonic() - began)
         finally:
             self._flusher = None
+
+    def _adapt(self, size: int, seconds: float) -> None:
+        """Smaller groups for a slow server: one that takes longer than its members may wait fails for
+        all of them, and under load so would each one after it."""
+        if seconds > self._budget / 10:
+            self._group_bytes = size // 2
+        elif seconds < self._budget / 20:
+            self._group_bytes = min(2 * max(self._group_bytes, size), self._max_group_bytes)
 
     async def _append(self, group: list[_Waiting]) -> None:
         try:
@@ -128,12 +150,12 @@ class GroupCommit:
         size = 0
         while self._waiting:
             e = self._waiting.popleft()
-            if remaining(e.deadline) == 0:
+            if remaining(e.deadline) <= self._budget / 5:  # no time to spare for a group
                 _fail(e, StoreUnavailable("the deadline passed before the command was sent"))
             elif not touched.isdisjoint(e.touches):
                 held_back.append(e)
                 touched.update(e.touches)
-            elif group and size + e.size > self._max_group_bytes:
+            elif group and size + e.size > self._group_bytes:
                 self._waiting.appendleft(e)
                 break
             else:

@@ -17,6 +17,11 @@ from events.errors import SchemaNotReady
 _LOCK: Final = 7311461898371
 """Session advisory lock: eight machines may migrate at once, one does the work, the others find it done."""
 
+_DRAW_TAG: Final = """
+update taskledger.log_identity i set tag = substr(md5(gen_random_uuid()::text), 1, 8)
+from (select tag from taskledger.log_identity for update) before
+returning before.tag, i.tag
+"""
 _VERSION: Final = "select version_num from taskledger.alembic_version"
 
 
@@ -54,6 +59,19 @@ def migrate(dsn: str, revision: str = "head") -> str:
             connection.commit()
         engine.dispose()
         return _stored_revision(lock) or ""
+
+
+def draw_tag(dsn: str) -> tuple[str, str]:
+    """Makes the log another one for everybody who remembers it: its tag before, and the one it has now.
+
+    Raises SchemaNotReady, and psycopg.OperationalError when the server cannot be reached.
+    """
+    with psycopg.connect(dsn, application_name="taskledger-restored") as connection:
+        check_schema(connection)
+        row = connection.execute(_DRAW_TAG).fetchone()
+    if row is None:
+        raise SchemaNotReady("the log has no tag: run `taskledger migrate` on an empty database")
+    return str(row[0]), str(row[1])
 
 
 def check_schema(connection: Connection[TupleRow]) -> None:

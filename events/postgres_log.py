@@ -8,11 +8,12 @@ from uuid import UUID
 import psycopg
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
-from psycopg_pool import AsyncConnectionPool, PoolTimeout
+from psycopg_pool import AsyncConnectionPool, PoolTimeout, TooManyRequests
 
 from events import statements
 from events.append import (
     AppendCommand,
+    Appended,
     Outcome,
     RecordedEvent,
     append_parameters,
@@ -20,17 +21,29 @@ from events.append import (
     outcomes_of,
     recognise_own,
 )
-from events.connections import sever
+from events.connections import sever, unavailable
 from events.deadline import after, pauses, remaining, within
-from events.errors import SchemaNotReady, StoreUnavailable
+from events.errors import LogRewound, SchemaNotReady, StoreUnavailable
 from events.ids import as_uuid
+from events.witness import LOOK, Witness
 
 Connect = Callable[[], Awaitable[AsyncConnection[TupleRow]]]
 Pool = AsyncConnectionPool[AsyncConnection[TupleRow]]
 
 READ_BUDGET_SECONDS: Final = 5.0
 
+MAX_ROLLBACKS: Final = 3
+"""After as many the server has rolled an append back once more: enough."""
+
 _LOST: Final = (psycopg.OperationalError, psycopg.InterfaceError)
+_ROLLED_BACK: Final = (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected)
+"""Nothing is stored and the connection is good: to be tried again, for a while."""
+_NOT_MIGRATED: Final = (
+    psycopg.errors.UndefinedFunction,
+    psycopg.errors.UndefinedTable,
+    psycopg.errors.InvalidSchemaName,
+)
+_REFUSED: Final = (*_ROLLED_BACK, psycopg.errors.DiskFull)
 
 
 class PostgresLogReader:
@@ -38,7 +51,6 @@ class PostgresLogReader:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        self._tag: str | None = None
 
     async def read_stream(self, originator_id: UUID) -> list[RecordedEvent]:
         return _events(await self._read(statements.READ_STREAM, (originator_id,)))
@@ -59,9 +71,8 @@ class PostgresLogReader:
         return int((await self._read(statements.HEAD, ()))[0][0])
 
     async def tag(self) -> str:
-        if self._tag is None:
-            self._tag = str((await self._read(statements.TAG, ()))[0][0])
-        return self._tag
+        """Read anew each time: a restore draws another."""
+        return str((await self._read(statements.TAG, ()))[0][0])
 
     async def _read(
         self, statement: str, parameters: Sequence[Any], deadline: float | None = None
@@ -75,10 +86,7 @@ class PostgresLogReader:
             try:
                 return await within(deadline, self._fetch(statement, parameters, deadline))
             except _LOST as error:
-                pause = next(waits)
-                if remaining(deadline) <= pause:
-                    raise StoreUnavailable("the database cannot be reached") from error
-                await asyncio.sleep(pause)
+                await _pause(next(waits), deadline, error)
 
     async def _fetch(self, statement: str, parameters: Sequence[Any], deadline: float) -> list[TupleRow]:
         try:
@@ -86,7 +94,7 @@ class PostgresLogReader:
                 cursor = connection.cursor(binary=True)
                 await cursor.execute(statement.encode(), parameters, prepare=True)
                 return await cursor.fetchall()
-        except PoolTimeout as error:
+        except (PoolTimeout, TooManyRequests) as error:
             raise StoreUnavailable("no database connection came free in time") from error
         except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName) as error:
             raise SchemaNotReady("the database has not been migrated") from error
@@ -99,11 +107,12 @@ class PostgresLog(PostgresLogReader):
     only wait there. Callers gather into groups instead: see events.group_commit.
     """
 
-    def __init__(self, pool: Pool, connect: Connect) -> None:
+    def __init__(self, pool: Pool, connect: Connect, witness: Witness | None = None) -> None:
         super().__init__(pool)
         self._connect = connect
         self._connection: AsyncConnection[TupleRow] | None = None
         self._turn = asyncio.Lock()
+        self._witness = witness or Witness()
 
     async def append(self, commands: Sequence[AppendCommand], *, deadline: float) -> list[Outcome]:
         if not commands:
@@ -113,6 +122,9 @@ class PostgresLog(PostgresLogReader):
             outcomes = outcomes_of(commands, row)
             if unknown:
                 outcomes = await self._recognise_own(commands, outcomes, deadline)
+            for outcome in outcomes:
+                if isinstance(outcome, Appended):
+                    self._witness.saw(outcome.last_position, outcome.recorded_at)
             return outcomes
 
     async def close(self) -> None:
@@ -124,30 +136,38 @@ class PostgresLog(PostgresLogReader):
         """What the function answered, and whether an earlier try of ours may have been stored."""
         waits = pauses()
         unknown = False
+        rollbacks = 0
         while True:
             try:
                 return await within(deadline, self._call(parameters)), unknown
             except (StoreUnavailable, asyncio.CancelledError):
                 self._discard()
                 raise
-            except (psycopg.errors.UndefinedFunction, psycopg.errors.InvalidSchemaName) as error:
+            except _NOT_MIGRATED as error:
                 raise SchemaNotReady("the database has not been migrated") from error
+            except psycopg.errors.DiskFull as error:
+                raise unavailable(error) from error
+            except _ROLLED_BACK as error:
+                rollbacks += 1
+                if rollbacks > MAX_ROLLBACKS:
+                    raise StoreUnavailable("the database keeps rolling the append back") from error
+                await _pause(next(waits), deadline, error)
             except _LOST as error:
                 self._discard()
                 unknown = True
-                pause = next(waits)
-                if remaining(deadline) <= pause:
-                    raise StoreUnavailable("the database cannot be reached") from error
-                await asyncio.sleep(pause)
+                await _pause(next(waits), deadline, error)
 
     async def _call(self, parameters: tuple[Any, ...]) -> TupleRow:
         connection = self._connection
         if connection is None or connection.closed:
             connection = self._connection = await self._connect()
+            await self._meet(connection)
         try:
             cursor = connection.cursor(binary=True)
             await cursor.execute(statements.APPEND.encode(), parameters, prepare=True)
             row = await cursor.fetchone()
+        except _REFUSED:
+            raise
         except (*_LOST, asyncio.CancelledError):
             # Here and not in _discard(): the last to use it closes it, which may be an abandoned task.
             await connection.close()
@@ -155,6 +175,19 @@ class PostgresLog(PostgresLogReader):
         if row is None:
             raise psycopg.OperationalError("append answered nothing")
         return row
+
+    async def _meet(self, connection: AsyncConnection[TupleRow]) -> None:
+        """A connection is lost with its server, and it may be another log that answers now."""
+        mark = self._witness.mark()
+        try:
+            row = await (await connection.execute(LOOK.encode(), mark.parameters)).fetchone()
+            if row is not None:
+                self._witness.check(row, mark)
+        except BaseException as error:
+            await connection.close()
+            if isinstance(error, LogRewound):
+                raise StoreUnavailable(str(error)) from error
+            raise
 
     def _discard(self) -> None:
         if self._connection is not None:
@@ -174,3 +207,10 @@ class PostgresLog(PostgresLogReader):
 
 def _events(rows: Sequence[TupleRow]) -> list[RecordedEvent]:
     return [RecordedEvent(*row) for row in rows]
+
+
+async def _pause(seconds: float, deadline: float, error: psycopg.Error) -> None:
+    """Before the next try. Raises StoreUnavailable where there is no time for one."""
+    if remaining(deadline) <= seconds:
+        raise unavailable(error) from error
+    await asyncio.sleep(seconds)

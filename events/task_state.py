@@ -12,7 +12,8 @@
 | discarded | TaskDiscarded                                                | nothing: final                           | —                                     |
 
 TaskFailed without retry_at is always followed, in the same append, by TaskQueued, TaskDeadLettered
-or TaskCancelled, so no reader ever sees the state between. TaskCancelRequested keeps a task running.
+or TaskCancelled, so whoever loads the task never sees the state between; a follower whose batch ends
+there shows it as retrying until its next batch. TaskCancelRequested keeps a task running.
 """
 
 from dataclasses import dataclass

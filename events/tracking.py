@@ -1,6 +1,7 @@
 """Checkpoints: how far a follower of the log has got, kept in the transaction of what it writes."""
 
 import time
+from datetime import datetime
 from threading import Event
 from typing import Final
 
@@ -15,7 +16,7 @@ from psycopg.rows import TupleRow
 
 from events.connections import Connect, Connections, translated_errors
 from events.deadline import after, remaining
-from events.errors import CheckpointConflict
+from events.errors import CheckpointConflict, LogRewound
 
 READ_CHANNEL: Final = "taskledger_read"
 """Notified with the new checkpoint, after the commit. A hint: whoever waits polls as well."""
@@ -25,11 +26,19 @@ _POLL_SECONDS: Final = 0.1
 
 _READ: Final = "select position from taskledger.checkpoints where name = %s"
 _ADVANCE: Final = """
-insert into taskledger.checkpoints as c (name, position)
-select %(name)s, %(position)s
+insert into taskledger.checkpoints as c (name, position, event_position, event_at)
+select %(name)s, %(position)s, %(event_position)s::bigint, %(event_at)s::timestamptz
 where %(expected)s = 0 or exists (select from taskledger.checkpoints where name = %(name)s)
-on conflict (name) do update set position = excluded.position, updated_at = clock_timestamp()
+on conflict (name) do update set position = excluded.position, event_position = excluded.event_position,
+    event_at = excluded.event_at, updated_at = clock_timestamp()
 where c.position = %(expected)s
+"""
+_KNOWN_AGAIN: Final = """
+select c.position, c.event_position, h.head, e.recorded_at is not distinct from c.event_at
+from taskledger.checkpoints c
+cross join (select coalesce(max(notification_id), 0) as head from taskledger.task_events) h
+left join taskledger.task_events e on e.notification_id = c.event_position
+where c.name = %s
 """
 _RAISE: Final = """
 insert into taskledger.checkpoints as c (name, position) values (%s, %s)
@@ -50,13 +59,34 @@ async def checkpoint_async(connection: AsyncConnection[TupleRow], name: str) -> 
     return 0 if row is None else int(row[0])
 
 
-def advance(connection: Connection[TupleRow], name: str, expected: int, position: int) -> None:
+def check_log(connection: Connection[TupleRow], name: str) -> None:
+    """Raises LogRewound if the log is not the one on which the checkpoint was reached: it ends before
+    that, or holds another event there. To follow it would be to pass over events without a sound."""
+    row = connection.execute(_KNOWN_AGAIN, (name,)).fetchone()
+    if row is None:
+        return
+    position, event_position, head, same = row
+    if head < position:
+        raise LogRewound(f"the log ends at position {head} and was read up to {position}")
+    if event_position is not None and not same:
+        raise LogRewound(f"at position {event_position} is another event than the one that was read")
+
+
+def advance(
+    connection: Connection[TupleRow],
+    name: str,
+    expected: int,
+    position: int,
+    *,
+    at: datetime | None = None,
+) -> None:
     """Moves the checkpoint from `expected` (0: none stored yet) to `position`, in the transaction the
-    caller has open, whose row lock it holds until the end.
+    caller has open, whose row lock it holds until the end. `at` is the `recorded_at` of the event there,
+    for check_log().
 
     Raises CheckpointConflict when another writer has moved it: roll back, and follow no longer.
     """
-    cursor = connection.execute(_ADVANCE, _advancing(name, expected, position))
+    cursor = connection.execute(_ADVANCE, _advancing(name, expected, position, at))
     _expect_one_row(cursor.rowcount, name, expected)
 
 
@@ -64,14 +94,20 @@ async def advance_async(
     connection: AsyncConnection[TupleRow], name: str, expected: int, position: int
 ) -> None:
     """As advance()."""
-    cursor = await connection.execute(_ADVANCE, _advancing(name, expected, position))
+    cursor = await connection.execute(_ADVANCE, _advancing(name, expected, position, None))
     _expect_one_row(cursor.rowcount, name, expected)
 
 
-def _advancing(name: str, expected: int, position: int) -> dict[str, object]:
+def _advancing(name: str, expected: int, position: int, at: datetime | None) -> dict[str, object]:
     if position < expected:
         raise ValueError(f"a checkpoint cannot move back from {expected} to {position}")
-    return {"name": name, "expected": expected, "position": position}
+    return {
+        "name": name,
+        "expected": expected,
+        "position": position,
+        "event_position": None if at is None else position,
+        "event_at": at,
+    }
 
 
 def _expect_one_row(count: int, name: str, expected: int) -> None:

@@ -88,6 +88,11 @@ class Changes:
     queues: dict[QueueKey, QueueRow] = field(default_factory=dict[QueueKey, QueueRow])
 
 
+def named(event: EventRecord) -> str:
+    """As operators look for it; the same for what cannot be decoded, see events.codec."""
+    return f"{event.TOPIC} {event.originator_id} version {event.originator_version}"
+
+
 def needed(entries: Iterable[Entry]) -> list[UUID]:
     """The tasks whose present rows fold() needs: all that were not created within the batch."""
     seen: dict[UUID, bool] = {}
@@ -127,7 +132,7 @@ def _evolved(before: TaskRow | None, event: TaskEvent, entry: Entry) -> TaskRow:
     try:
         after = evolve(state, event, at=entry.at, position=entry.position)
     except UndecodableEvent as error:
-        raise FoldStopped(entry.position, str(error)) from error
+        raise FoldStopped(entry.position, f"{named(event)}: {error}") from error
     return TaskRow(after, entry.position if before is None else before.created_position)
 
 

@@ -17,6 +17,7 @@ from events.codec import EventMapper
 from events.errors import SchemaNotReady
 from events.migrate import check_schema
 from events.recorder import PostgresTaskRecorder
+from events.tracking import check_log
 from projector import generations
 from projector.follower import BATCH_EVENTS, Follower
 from projector.generations import Generation
@@ -77,13 +78,15 @@ def drop_retired(dsn: str) -> list[int]:
 
 def rollback(dsn: str) -> int:
     """Makes the newest retired generation of this release's schema live again, at the checkpoint of
-    the one it replaces, so that no reader sees an older state. Raises SchemaNotReady if there is none."""
+    the one it replaces, so that no reader sees an older state. Raises SchemaNotReady if there is none,
+    LogRewound if it was folded from the log before a restore."""
     recorder = PostgresTaskRecorder(lambda: connect_sync(dsn, name="rollback-read"))
     with closing(recorder), connect_sync(dsn, name="rollback", options=_SESSION) as connection:
         check_schema(connection)
         retired = [g for g in generations.generations(connection) if g.state == "retired" and g.is_ours]
         if not retired:
             raise SchemaNotReady("there is no retired generation of this release's schema to go back to")
+        check_log(connection, retired[-1].name)
         follower = Follower(connection, recorder, EventMapper(), retired[-1])
         _switch(connection, follower, recorder)
         follower.announce()
@@ -117,9 +120,11 @@ def _catch_up(
 
 
 def _target(connection: Connection[TupleRow], recorder: PostgresTaskRecorder) -> int:
-    """Where the live generation is; the head of the log if there is none."""
+    """Where the live generation is; the head of the log if there is none, or if the log was restored to
+    an older state and ends before that."""
     live = generations.live(connection)
-    return (recorder.max_notification_id() or 0) if live is None else live.checkpoint
+    head = recorder.max_notification_id() or 0
+    return head if live is None else min(live.checkpoint, head)
 
 
 def _prove(dsn: str, connection: Connection[TupleRow], follower: Follower) -> list[str]:
@@ -160,11 +165,14 @@ def _switch(
         return None if live is None else live.number
 
 
-def run(settings: Settings, *, prune: bool = False) -> int:
-    """`taskledger rebuild [--prune]`. Returns the exit code."""
+def run(settings: Settings, *, prune: bool = False, go_back: bool = False) -> int:
+    """`taskledger rebuild [--prune|--rollback]`. Returns the exit code."""
     dsn = settings.require_postgres()
-    done = rebuild(dsn, progress=_show if sys.stderr.isatty() else None)
     out = sys.stdout
+    if go_back:
+        out.write(f"generation {rollback(dsn)} is live again\n")
+        return 0
+    done = rebuild(dsn, progress=_show if sys.stderr.isatty() else None)
     if done.differences:
         out.write("the old tables were not what the log says; now they are:\n")
         out.writelines(f"  {line}\n" for line in done.differences)

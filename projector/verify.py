@@ -7,7 +7,7 @@ memory does not grow with the log.
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, takewhile
 from typing import Any, Final
 from uuid import UUID
 
@@ -23,6 +23,7 @@ from projector.audit import audit
 from projector.fold import ACTIVITIES, Changes, FoldStopped, TaskRow, fold
 from projector.follower import decode
 from projector.generations import Generation
+from projector.parking import NOTHING, Parked, parked
 from projector.rebuild import MAINTENANCE
 from projector.rows import COLUMNS, NAMES, values_of
 from projector.view import queue_values, schema_name
@@ -54,6 +55,8 @@ class Report:
     """Of all differences."""
     differences: list[str] = field(default_factory=list[str])
     """The first 100."""
+    parked: Parked = NOTHING
+    """What the read tables pass over as told: no difference."""
 
     def add(self, difference: str) -> None:
         self.count += 1
@@ -68,7 +71,9 @@ def inspect(dsn: str) -> Report:
         connection.read_only = True
         check_schema(connection)
         generation = generations.live(connection)
-        report = Report(checkpoint=0 if generation is None else generation.checkpoint)
+        report = Report(
+            checkpoint=0 if generation is None else generation.checkpoint, parked=parked(connection)
+        )
         _check_order(connection, report)
         if generation is None:
             report.add("there is no live generation of the read tables")
@@ -86,7 +91,11 @@ def verify(dsn: str) -> int:
     out.writelines(f"{line}\n" for line in report.differences)
     if report.count > len(report.differences):
         out.write(f"… and {report.count - len(report.differences)} more\n")
+    for event in report.parked.events:
+        out.write(f"parked: {event}, by {event.by} at {event.at:%Y-%m-%d %H:%M} UTC: {event.reason}\n")
     verdict = f"{report.count} differences" if report.count else "no difference"
+    if report.parked.events:
+        verdict += f", {len(report.parked.events)} parked"
     out.write(f"{report.events} events, {report.tasks} tasks, checkpoint {report.checkpoint}: {verdict}\n")
     return 1 if report.count else 0
 
@@ -154,10 +163,13 @@ class _Comparison:
 
     def _fold_stream(self, task_id: UUID, recorded: Sequence[RecordedEvent]) -> TaskRow | None:
         """The row as of the checkpoint; what it adds to the counters goes into the totals."""
-        decoded = decode(recorded, self._mapper)
+        passed_over = self._report.parked
+        decoded = decode(recorded, self._mapper, passed_over)
         if decoded.stopped is not None:
             self._report.add(f"log: {decoded.stopped}")
-        for finding in audit(decoded.entries):
+        # Nothing can be said of what comes after an event that nobody could read.
+        readable = sum(1 for _ in takewhile(lambda event: not passed_over.covers(event), recorded))
+        for finding in audit(decoded.entries[:readable]):
             self._report.add(f"log: {task_id}: {finding}")
         seen = [entry for entry in decoded.entries if entry.position <= self._report.checkpoint]
         if not seen:

@@ -11,6 +11,7 @@ import psycopg
 from events.append import RecordedEvent
 from events.codec import EventMapper
 from events.errors import ReadModelLagging, SchemaNotReady
+from events.ids import DEFAULT_TENANT
 from events.position import PositionToken
 from events.statements import HIGHEST
 from events.task_state import TaskState, evolve
@@ -81,7 +82,7 @@ class History:
     async def _read(self, name: str, parameters: Json) -> tuple[Snapshot, list[Row]]:
         """The rows, and the log's own head as the checkpoint of what they show."""
         try:
-            rows = await self._model.read(statement(name), parameters)
+            rows = await self._model.read(statement(name), {**parameters, "tenant": DEFAULT_TENANT})
         except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName) as error:
             raise SchemaNotReady("the database has not been migrated: run `taskledger migrate`") from error
         log = Snapshot(int(rows[0]["head"]), str(rows[0]["tag"]))

@@ -21,7 +21,7 @@ class Overview:
 
     async def stats(self) -> tuple[Snapshot, Json]:
         """Counts as of the checkpoint; rates in events a second over the last whole minutes."""
-        snapshot, counts = await self._model.fetch(statement("counts"))
+        snapshot, counts = await self._model.fetch(statement("counts"), {"tenant": DEFAULT_TENANT})
         _, windows = await self._model.fetch(statement("activity"), order="order by found.minutes")
         head = max(int(windows[0]["head"]), snapshot.checkpoint)
         return snapshot, {

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import psycopg
 from psycopg.rows import dict_row
-from psycopg_pool import PoolTimeout
+from psycopg_pool import PoolTimeout, TooManyRequests
 
 from events.deadline import after, remaining, within
 from events.errors import ReadModelLagging, SchemaNotReady, StoreUnavailable
@@ -150,7 +150,7 @@ class ReadModel:
                 cursor = connection.cursor(row_factory=dict_row, binary=True)
                 await cursor.execute(text.encode(), parameters, prepare=prepare)
                 return await cursor.fetchall()
-        except PoolTimeout as error:
+        except (PoolTimeout, TooManyRequests) as error:
             raise StoreUnavailable("no database connection came free in time") from error
 
 

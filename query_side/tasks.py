@@ -9,6 +9,7 @@ from uuid import UUID
 
 from events.deadline import after, remaining
 from events.errors import ReadModelLagging
+from events.ids import DEFAULT_TENANT
 from events.position import PositionToken
 from events.task_state import SETTLED
 from query_side.cursor import CursorSigner, Place
@@ -25,6 +26,7 @@ PAGE_BYTES: Final = 8 * 1024 * 1024
 _COLUMNS: Final = statement("columns")
 _TASK: Final = statement("task").format(columns=_COLUMNS)
 _TASKS: Final = statement("tasks")
+_OWN: Final = "t.tenant = %(tenant)s"
 _NEWEST_FIRST: Final = "order by found.created_at desc, found.created_position desc"
 
 
@@ -92,16 +94,20 @@ class Tasks:
         it is settled or when they have passed.
 
         Raises TaskNotFound only once the checkpoint has passed `min_position`; LogRewound for another
-        log's position; ReadModelLagging when the projector does not get there in time.
+        log's position; ReadModelLagging when the projector does not get there in time, or has passed over
+        an event of the task on the way there, because it is parked.
         """
+        asked = 0 if min_position is None else min_position.position
         if min_position is None:
             snapshot, row = await self._read(task_id)
         else:
             snapshot, row = await self._read_at(task_id, min_position)
+        _refuse_parked(snapshot, row, asked)
         deadline = after(wait_seconds)
         while row is not None and row["status"] not in SETTLED and self._may_wait(deadline):
             await self._watch.settled(task_id, seen=snapshot.checkpoint, deadline=deadline)
             snapshot, row = await self._read(task_id)
+            _refuse_parked(snapshot, row, asked)
         if row is None:
             raise TaskNotFound
         return snapshot, task_of_row(row, snapshot.tag)
@@ -112,15 +118,20 @@ class Tasks:
         """`name` is the list's own, so that one list's cursor is of no use with another. Raises
         MalformedCursor."""
         bound_to = {"list": name, **filters.parameters()}
-        conditions = filters.conditions()
-        parameters: Json = {**filters.parameters(), "limit": limit + 1, "page_bytes": PAGE_BYTES}
+        conditions = [_OWN, *filters.conditions()]
+        parameters: Json = {
+            **filters.parameters(),
+            "tenant": DEFAULT_TENANT,
+            "limit": limit + 1,
+            "page_bytes": PAGE_BYTES,
+        }
         if cursor is not None:
             place = (await self._signer()).read(cursor, bound_to)
             conditions.append(
                 "(t.created_at, t.created_position) < (%(place_at)s, %(place_position)s::bigint)"
             )
             parameters |= {"place_at": place.created_at, "place_position": place.created_position}
-        sql = _TASKS.format(columns=_COLUMNS, conditions=" and ".join(conditions) or "true")
+        sql = _TASKS.format(columns=_COLUMNS, conditions=" and ".join(conditions))
         # Not prepared: a plan for any status would be a bad one for most.
         snapshot, rows = await self._model.fetch(sql, parameters, prepare=False, order=_NEWEST_FIRST)
         shown = rows[:limit]
@@ -131,7 +142,7 @@ class Tasks:
         return snapshot, Page([task_of_row(row, snapshot.tag) for row in shown], next_cursor)
 
     async def _read(self, task_id: UUID) -> tuple[Snapshot, Row | None]:
-        snapshot, rows = await self._model.fetch(_TASK, {"id": task_id})
+        snapshot, rows = await self._model.fetch(_TASK, {"id": task_id, "tenant": DEFAULT_TENANT})
         return snapshot, rows[0] if rows else None
 
     async def _read_at(self, task_id: UUID, token: PositionToken) -> tuple[Snapshot, Row | None]:
@@ -164,3 +175,13 @@ class Tasks:
     def _signer_of(self, tag: str) -> CursorSigner:
         derived = hashlib.sha256(f"taskledger cursor of log {tag}".encode()).digest()
         return CursorSigner(self._secret or derived)
+
+
+def _refuse_parked(snapshot: Snapshot, row: Row | None, asked: int) -> None:
+    """From a parked event on a task stays as it was before it. That may be shown to whoever asks for no
+    position, but not as the state at a later one; and a task whose creation is parked is not unknown."""
+    parked = None if row is None else row["parked_position"]
+    if row is not None and parked is not None and (row["id"] is None or asked >= parked):
+        raise ReadModelLagging(
+            f"the task's event at {snapshot.token_of(parked)} is parked: an operator has to apply it first"
+        )

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -11,6 +12,7 @@ import psycopg
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
+from events.connections import answered
 from events.deadline import remaining
 from events.errors import TaskledgerError
 from events.tracking import READ_CHANNEL
@@ -19,6 +21,9 @@ from taskledger.telemetry import get_logger
 
 POLL_SECONDS: Final = 1.0
 """NOTIFY is a hint: while anybody waits, the read table is looked at this often anyway."""
+CHECK_SECONDS: Final = 5.0
+"""After this long without a word the connection is asked whether it still lives."""
+_ANSWER_SECONDS: Final = 3.0
 _MAX_PAUSE_SECONDS: Final = 2.0
 
 Connect = Callable[[], Awaitable[AsyncConnection[TupleRow]]]
@@ -97,11 +102,16 @@ class ReadWatch:
                 pause = min(2 * pause, _MAX_PAUSE_SECONDS)
 
     async def _follow(self, connection: AsyncConnection[TupleRow]) -> None:
+        heard = time.monotonic()
         while True:
             await self._look()
             async for notification in connection.notifies(timeout=POLL_SECONDS, stop_after=1):
+                heard = time.monotonic()
                 if notification.payload.isdecimal():
                     self._seen = int(notification.payload)
+            if time.monotonic() - heard > CHECK_SECONDS:
+                await answered(connection, b"select 1", seconds=_ANSWER_SECONDS)
+                heard = time.monotonic()
 
     async def _look(self) -> None:
         if not self.waiting:

@@ -57,6 +57,18 @@ def migrate() -> None:
     typer.echo(f"the database is at revision {revision}")
 
 
+@app.command()
+def restored() -> None:
+    """After a restore of the database, or its failover to a copy that may lack the end: draw a new tag."""
+    from taskledger.database import draw_tag_when_reachable
+
+    before, now = draw_tag_when_reachable(_prepare("restored").require_postgres())
+    typer.echo(
+        f"the log was {before} and is {now}: positions of the old one are refused, Redis is filled anew."
+        " Now run `taskledger verify`, and `taskledger rebuild` if the read tables differ"
+    )
+
+
 @app.command("command-api")
 def command_api() -> None:
     """Serve the command API: POST /tasks and all else that changes a task."""
@@ -90,15 +102,40 @@ def projector() -> None:
 @app.command()
 def rebuild(
     prune: Annotated[bool, typer.Option(help="Drop the generations that are no longer read.")] = False,
+    rollback: Annotated[
+        bool, typer.Option(help="Build nothing: go back to the generation before, brought level.")
+    ] = False,
 ) -> None:
     """Build the read tables afresh from the log, beside the live ones, and switch."""
-    _once("projector.rebuild", "rebuild", prune=prune)
+    if prune and rollback:
+        raise typer.BadParameter("there is no way back to what is dropped", param_hint="--prune")
+    _once("projector.rebuild", "rebuild", prune=prune, go_back=rollback)
 
 
 @app.command()
 def verify() -> None:
     """Check the log, and the read tables against a fresh fold of it. Exit code 1: differences."""
     _once("projector.verify", "verify")
+
+
+@app.command()
+def park(
+    position: Annotated[int, typer.Argument(min=1, help="Where the projector stands, as it says.")],
+    reason: Annotated[str, typer.Option(help="Kept with the event, for whoever looks later.")],
+    by: Annotated[str | None, typer.Option(help="Your name, if not that of the login.")] = None,
+) -> None:
+    """Let the read tables go on without an event that they cannot apply. Its task stays as it was."""
+    if not reason.strip():
+        raise typer.BadParameter("say why", param_hint="--reason")
+    _once("projector.park", "park", position=position, reason=reason.strip(), by=by)
+
+
+@app.command()
+def unpark(
+    position: Annotated[int, typer.Argument(min=1, help="As `taskledger verify` lists it.")],
+) -> None:
+    """Apply a parked event, and all that its task missed since, with a release that can."""
+    _once("projector.park", "unpark", position=position)
 
 
 @app.command()

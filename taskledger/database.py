@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from events.errors import ConfigurationError
-from events.migrate import migrate
+from events.migrate import draw_tag, migrate
 from taskledger.postgres import connect_sync
 from taskledger.redis import SOCKET_TIMEOUT_SECONDS
 from taskledger.telemetry import get_logger
@@ -43,6 +43,15 @@ def migrate_when_reachable(dsn: str, *, patience_seconds: float = PATIENCE_SECON
         if isinstance(error.orig, psycopg.OperationalError | psycopg.errors.InsufficientPrivilege):
             raise _refused(error.orig) from error
         raise
+
+
+def draw_tag_when_reachable(dsn: str, *, patience_seconds: float = PATIENCE_SECONDS) -> tuple[str, str]:
+    """The log's tag before and after. Raises as migrate_when_reachable(), and SchemaNotReady."""
+    _patiently("PostgreSQL", "TASKLEDGER__POSTGRES__DSN", patience_seconds, lambda: _version(dsn))
+    try:
+        return draw_tag(dsn)
+    except (psycopg.OperationalError, psycopg.errors.InsufficientPrivilege) as error:
+        raise ConfigurationError(f"the log's tag cannot be changed: {_first_line(error)}") from error
 
 
 def await_redis(url: str, *, patience_seconds: float = PATIENCE_SECONDS) -> None:

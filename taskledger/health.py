@@ -1,6 +1,6 @@
 """Health over HTTP for processes that serve nothing else, and the question asked by whoever watches.
 
-`GET /health/live` and `GET /health/ready` as on the APIs: 200, or 503 and what is missing.
+`GET /health/live` and `GET /health/ready` as on the APIs: 200, or 503 and what is missing; `GET /metrics`.
 """
 
 import http.client
@@ -16,6 +16,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from events.errors import ConfigurationError
+from taskledger.metrics import exposition
 from taskledger.settings import HealthSettings
 
 SILENT_SECONDS: Final = 5.0
@@ -120,12 +121,17 @@ def _handler(status: Callable[[], Health]) -> type[BaseHTTPRequestHandler]:
         timeout = ANSWER_SECONDS  # of a silent socket
 
         def do_GET(self) -> None:
-            code, document = _answer(self.path.partition("?")[0], status())
-            body = json.dumps(document).encode()
+            path = self.path.partition("?")[0]
+            if path == "/metrics":
+                self._send(OK, *exposition(self.headers.get("Accept", "")))
+                return
+            code, document = _answer(path, status())
+            media_type = "application/json" if code == OK else "application/problem+json"
+            self._send(code, json.dumps(document).encode(), media_type)
+
+        def _send(self, code: int, body: bytes, media_type: str) -> None:
             self.send_response(code)
-            self.send_header(
-                "Content-Type", "application/json" if code == OK else "application/problem+json"
-            )
+            self.send_header("Content-Type", media_type)
             self.send_header("Content-Length", str(len(body)))
             self.send_header("Cache-Control", "no-store")
             self.end_headers()

@@ -2,12 +2,14 @@
 
 app = FastAPI(docs_url=None, redoc_url=None, lifespan=...)
 install(app)                  # before the first route
-add_health(app, missing)
+add_health(app, missing)      # these three: taskledger.operator_routes
+add_metrics(app)
 add_docs(app)
 """
 
+import asyncio
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from http import HTTPStatus
 from typing import Any, Final, Protocol, runtime_checkable
@@ -24,8 +26,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from events.errors import TaskledgerError
 from events.ids import new_uid
-from taskledger.docs_page import render_docs, tidy
-from taskledger.serving import on_stopping, serve
+from taskledger.admission import AdmissionMiddleware
+from taskledger.docs_page import tidy
+from taskledger.metrics import REFUSALS
+from taskledger.serving import is_stopping, on_stopping, serve
+from taskledger.settings import HttpSettings
 from taskledger.telemetry import get_logger
 
 __all__ = [
@@ -34,9 +39,8 @@ __all__ = [
     "EdgeMiddleware",
     "Problem",
     "ProblemItem",
-    "add_docs",
-    "add_health",
     "install",
+    "is_stopping",
     "json_response",
     "message_of",
     "on_stopping",
@@ -51,6 +55,7 @@ MAX_ERRORS: Final = 100
 RETRY_AFTER_SECONDS: Final = 1
 
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9_.-]{1,64}")
+_DEFAULTS: Final = HttpSettings()
 _request_id: ContextVar[str] = ContextVar("taskledger_request_id", default="")
 _logger = get_logger(__name__)
 
@@ -105,6 +110,7 @@ def problem_response(
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     """`errors` are pairs of location (a JSON Pointer) and message; the first 100 are shown."""
+    REFUSALS.labels(code).inc()
     problem: dict[str, Any] = {
         "type": f"urn:taskledger:problem:{code}",
         "title": code.replace("_", " ").capitalize(),
@@ -122,13 +128,14 @@ def problem_response(
     return Response(orjson.dumps(problem), status, headers, "application/problem+json")
 
 
-def install(app: FastAPI) -> None:
+def install(app: FastAPI, http: HttpSettings = _DEFAULTS) -> None:
     """Problem documents for every error, and the middleware. Call it before adding routes."""
     app.router.redirect_slashes = False
     app.add_exception_handler(TaskledgerError, _on_our_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
-    app.add_middleware(EdgeMiddleware)
+    app.add_middleware(AdmissionMiddleware, max_body_bytes=http.max_body_bytes_in_memory)
+    app.add_middleware(EdgeMiddleware)  # the outermost
     describe = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -239,14 +246,22 @@ class EdgeMiddleware:
             await (refusal or self._app)(scope, receive, send_with_headers)
         except ClientDisconnect:
             _logger.debug("client went away", request_id=identity)
-        except Exception:
-            _logger.exception("request failed", request_id=identity, path=scope["path"])
+        except (Exception, asyncio.CancelledError) as error:
+            answer = _last_answer(error, scope["path"])
             if started:
                 raise
-            answer = problem_response(500, "internal_error", "something went wrong on our side")
             await answer(scope, receive, send_with_headers)
         finally:
             _request_id.reset(token)
+
+
+def _last_answer(error: BaseException, path: str) -> Response:
+    if isinstance(error, TaskledgerError):
+        return problem_of(error)
+    if isinstance(error, asyncio.CancelledError):  # uvicorn's, once the time for stopping is over
+        return problem_response(503, "stopping", "the process stopped before this was done")
+    _logger.error("request failed", exc_info=error, request_id=request_id(), path=path)
+    return problem_response(500, "internal_error", "something went wrong on our side")
 
 
 def _identity(scope: Scope) -> str:
@@ -275,39 +290,3 @@ def _refusal(scope: Scope) -> Response | None:
     except UnicodeDecodeError:
         return problem_response(422, "invalid_request", "the query is not UTF-8")
     return None
-
-
-def add_health(
-    app: FastAPI,
-    missing: Callable[[], Awaitable[Sequence[str]]],
-    degraded: Callable[[], Awaitable[Sequence[str]]] | None = None,
-) -> None:
-    """`missing` answers, within a second or so, what the process cannot work without right now, one
-    line each; `degraded`, what part of it does not work meanwhile, told by a process that is ready.
-    Liveness never asks anybody: a restart would not bring a database back."""
-
-    async def live() -> Response:
-        return json_response({"status": "live"}, headers={"Cache-Control": "no-store"})
-
-    async def ready() -> Response:
-        lines = await missing()
-        if lines:
-            return problem_response(503, "not_ready", "; ".join(lines))
-        state: dict[str, Any] = {"status": "ready"}
-        if degraded is not None:
-            state["degraded"] = list(await degraded())
-        return json_response(state, headers={"Cache-Control": "no-store"})
-
-    app.add_api_route("/health/live", live, methods=["GET"], tags=["health"], summary="Liveness")
-    app.add_api_route("/health/ready", ready, methods=["GET"], tags=["health"], summary="Readiness")
-
-
-def add_docs(app: FastAPI) -> None:
-    """`/docs`, one page that loads nothing. The app must be made with docs_url and redoc_url None."""
-
-    async def docs() -> Response:
-        policy = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
-        page = render_docs(app.openapi())
-        return Response(page, 200, {"Content-Security-Policy": policy}, "text/html; charset=utf-8")
-
-    app.add_api_route("/docs", docs, methods=["GET"], include_in_schema=False)

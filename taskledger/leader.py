@@ -18,7 +18,7 @@ import psycopg
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
-from events.connections import sever
+from events.connections import answered
 from taskledger.postgres import SESSION, connect
 from taskledger.telemetry import get_logger
 
@@ -106,18 +106,7 @@ class Leader:
     async def _answer(
         self, connection: AsyncConnection[TupleRow], statement: bytes, parameters: tuple[object, ...]
     ) -> psycopg.AsyncCursor[TupleRow]:
-        """Within ANSWER_SECONDS, or OperationalError. Never by cancellation: psycopg would ask the
-        server to cancel and then wait for it, and a frozen server never answers."""
-        work = asyncio.ensure_future(connection.execute(statement, parameters))
-        try:
-            done, _ = await asyncio.wait({work}, timeout=ANSWER_SECONDS)
-        except asyncio.CancelledError:
-            sever(connection)
-            await asyncio.wait({work})
-            raise
-        if not done:
-            sever(connection)
-        return await work
+        return await answered(connection, statement, parameters, seconds=ANSWER_SECONDS)
 
     async def _drop(self) -> None:
         if self._connection is not None:

@@ -40,9 +40,14 @@ def connect_sync(
     )
 
 
-def make_pool(dsn: str, *, name: str, size: int, options: str = SESSION) -> Pool:
+WAITING_PER_CONNECTION: Final = 64
+"""Requests that an API lets wait for each of its connections: about as many as are served in 100 ms."""
+
+
+def make_pool(dsn: str, *, name: str, size: int, options: str = SESSION, max_waiting: int = 0) -> Pool:
     """Closed: open it with `async with`. Connects in the background, so that a process can start
-    before its database does."""
+    before its database does. When more than `max_waiting` wait for a connection (0: any number), the
+    next one is refused with psycopg_pool.TooManyRequests."""
     return AsyncConnectionPool(
         dsn,
         kwargs={
@@ -53,6 +58,7 @@ def make_pool(dsn: str, *, name: str, size: int, options: str = SESSION) -> Pool
         },
         min_size=min(2, size),
         max_size=size,
+        max_waiting=max_waiting,
         open=False,
         name=name,
         reconnect_timeout=2**31,

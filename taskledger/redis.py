@@ -5,11 +5,14 @@ TTL: the stream entries live until a worker has appended TaskStarted, and the po
 as its streams do. Losing any or all of them costs latency, never a task.
 """
 
-from typing import Final
+from collections.abc import Iterable
+from typing import Any, Final
 
-from redis.asyncio import Redis
+from redis.asyncio import Connection, Redis, SSLConnection, UnixDomainSocketConnection
+from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from events.task_events import Priority
 
@@ -34,6 +37,41 @@ def streams_key(queue: str) -> str:
     return f"{{tl:{queue}}}:streams"
 
 
+class _Noticing(AbstractConnection):
+    """Writing to a connection that was reset a moment ago raises ConnectionError, as it should.
+
+    Not every CPython from 3.12 on does that: its writelines() may raise AttributeError instead
+    (python/cpython#136234), which would end a process that is ready for every error of a network.
+    """
+
+    async def send_packed_command(
+        self, command: bytes | str | Iterable[bytes], check_health: bool = True
+    ) -> None:
+        if self._writer is not None and self._writer.is_closing():
+            await self.disconnect(nowait=True)
+            raise RedisConnectionError("the connection was lost")
+        await super().send_packed_command(command, check_health)
+
+
+class _Tcp(_Noticing, Connection):
+    pass
+
+
+class _Tls(_Noticing, SSLConnection):
+    pass
+
+
+class _Unix(_Noticing, UnixDomainSocketConnection):
+    pass
+
+
+_OURS: Final[dict[Any, type[_Noticing]]] = {
+    Connection: _Tcp,
+    SSLConnection: _Tls,
+    UnixDomainSocketConnection: _Unix,
+}
+
+
 def make_redis(url: str, *, name: str) -> Redis:
     """Without retries: a repeated write whose first reply was lost would be a second write."""
     client: Redis = Redis.from_url(
@@ -47,4 +85,6 @@ def make_redis(url: str, *, name: str) -> Redis:
         retry=Retry(NoBackoff(), 0),
         health_check_interval=0,
     )
+    pool: Any = client.connection_pool
+    pool.connection_class = _OURS[pool.connection_class]
     return client

@@ -64,6 +64,16 @@ class QueryApiSettings(_Section):
     """Signs list cursors. None: derived from the log's tag, which is enough on one trusted network."""
 
 
+class HttpSettings(_Section):
+    """Of both APIs."""
+
+    drain_seconds: float = Field(default=1.0, ge=0, le=300)
+    """How long a process that was told to stop serves on, not ready, before it refuses connections."""
+    max_connections: int = Field(default=2000, ge=8, le=100_000)
+    max_body_bytes_in_memory: int = Field(default=32 * 1024 * 1024, ge=1024)
+    """Of all requests under way; what comes beyond is refused (429)."""
+
+
 class WorkerSettings(_Section):
     queues: tuple[Name, ...] = ("default",)
     concurrency: int = Field(default=32, ge=1, le=1000)
@@ -102,6 +112,7 @@ class Settings(BaseSettings):
     redis: RedisSettings = RedisSettings()
     command_api: CommandApiSettings = CommandApiSettings()
     query_api: QueryApiSettings = QueryApiSettings()
+    http: HttpSettings = HttpSettings()
     worker: WorkerSettings = WorkerSettings()
     health: HealthSettings = HealthSettings()
     handlers: tuple[str, ...] = ("examples.handlers",)

@@ -133,6 +133,9 @@ class Supervisor:
     def _child_settings(self, chosen: dict[str, int], query_url: str) -> dict[str, str]:
         found = {f"TASKLEDGER__{section}__PORT": str(port) for section, port in chosen.items()}
         found["TASKLEDGER__HEALTH__PORT"] = "0"  # all on one machine: one port would not do
+        found["TASKLEDGER__HTTP__DRAIN_SECONDS"] = (
+            "0"  # there is one of each: nobody has to move to another
+        )
         found["TASKLEDGER__QUERY_API__PUBLIC_URL"] = self._settings.query_api.public_url or query_url
         found["TASKLEDGER__LOG_FORMAT"] = "json" if self._json else "console"
         if sys.stderr.isatty():

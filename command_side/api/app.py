@@ -22,11 +22,13 @@ from command_side.api.tasks import TaskRoutes
 from command_side.clock import DatabaseClock
 from command_side.service import CommandService
 from events.codec import EventMapper
-from events.errors import BrokerUnavailable, Overloaded
+from events.errors import BrokerUnavailable, ConfigurationError, Overloaded
 from events.group_commit import GroupCommit
 from events.postgres_log import PostgresLog
-from taskledger.http import add_docs, add_health, install, on_stopping, serve
-from taskledger.postgres import connect, make_pool
+from events.witness import Witness
+from taskledger.http import install, on_stopping, serve
+from taskledger.operator_routes import add_docs, add_health, add_metrics
+from taskledger.postgres import WAITING_PER_CONNECTION, connect, make_pool
 from taskledger.redis import make_redis
 from taskledger.registry import load_registry
 from taskledger.settings import Settings
@@ -37,7 +39,13 @@ _PING_SECONDS = 1.0
 def run(settings: Settings) -> None:
     """Serves until it is told to stop. Raises ConfigurationError for a setting it cannot work with."""
     api = settings.command_api
-    serve(create_app(settings), host=api.host, port=api.port, setting="TASKLEDGER__COMMAND_API__PORT")
+    serve(
+        create_app(settings),
+        host=api.host,
+        port=api.port,
+        setting="TASKLEDGER__COMMAND_API__PORT",
+        http=settings.http,
+    )
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -47,12 +55,14 @@ def create_app(settings: Settings) -> FastAPI:
     """
     dsn = settings.require_postgres()
     kinds = Kinds(load_registry(settings.handlers), settings.external_kinds)
-    pool = make_pool(dsn, name="command-api", size=settings.postgres.pool_size)
-    log = PostgresLog(pool, lambda: connect(dsn, name="command-api-append"))
+    size = settings.postgres.pool_size
+    pool = make_pool(dsn, name="command-api", size=size, max_waiting=size * WAITING_PER_CONNECTION)
+    witness = Witness()
+    log = PostgresLog(pool, lambda: connect(dsn, name="command-api-append"), witness)
     commits = GroupCommit(log)
     clock = DatabaseClock()
     service = CommandService(log, commits, EventMapper(), clock)
-    database = Database(pool, clock)
+    database = Database(pool, clock, witness)
     leases = Leases(pool, settings.lease_seconds)
     entries = _entries(settings)
     claims = None if entries is None else Claims(service, entries, leases)
@@ -89,20 +99,27 @@ def create_app(settings: Settings) -> FastAPI:
             docs_url=None,
             redoc_url=None,
             lifespan=lifespan,
-        )
+        ),
+        settings,
     )
     for routes in (SubmitRoutes(api), TaskRoutes(api), QueueRoutes(api)):
         app.include_router(routes.router())
     add_health(app, database.missing, degraded)
+    add_metrics(app)
     add_docs(app)
     if claims is not None:
         on_stopping(app, claims.close)
     return app
 
 
-def _describe(app: FastAPI) -> FastAPI:
+def _describe(app: FastAPI, settings: Settings) -> FastAPI:
     openapi.describe(app, REQUESTS)
-    install(app)
+    if settings.http.max_body_bytes_in_memory < settings.command_api.max_batch_bytes:
+        raise ConfigurationError(
+            "TASKLEDGER__HTTP__MAX_BODY_BYTES_IN_MEMORY: no room for one batch"
+            f" (TASKLEDGER__COMMAND_API__MAX_BATCH_BYTES is {settings.command_api.max_batch_bytes})"
+        )
+    install(app, settings.http)
     return app
 
 

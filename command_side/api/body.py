@@ -19,8 +19,6 @@ from taskledger.http import MAX_ERRORS, message_of, pointer
 
 Model = TypeVar("Model", bound=BaseModel)
 
-BODY_SECONDS: Final = 30.0
-"""How long a body may take to arrive."""
 LARGE_BYTES: Final = 256 * 1024
 """From here on a body is parsed in a thread: a few milliseconds are enough to hold up everybody."""
 
@@ -42,7 +40,7 @@ async def read(
 ) -> tuple[Model, Any]:
     """The body as a model and as plain JSON; `optional`: no body at all stands for `{}`.
 
-    Raises HTTPException (408, 413, 415; 408 and 413 close the connection), MalformedJson,
+    Raises HTTPException (413, which closes the connection, and 415), MalformedJson,
     UnstorableJson, and InvalidCommand with a violation for each field that does not fit.
     """
     types = _headers(request, b"content-type")
@@ -109,14 +107,6 @@ async def _receive(request: Request, limit: int) -> bytes:
     declared = _headers(request, b"content-length")
     if declared and declared[0].isdigit() and int(declared[0]) > limit:
         raise HTTPException(413, headers=_CLOSE)
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            return await _collect(request, limit)
-    except TimeoutError:
-        raise HTTPException(408, headers=_CLOSE) from None
-
-
-async def _collect(request: Request, limit: int) -> bytes:
     pieces: list[bytes] = []
     size = 0
     while True:

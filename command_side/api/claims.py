@@ -7,13 +7,13 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
-from command_side.api.database import EDGE_SECONDS
 from command_side.api.entries import Entries, Entry
 from command_side.api.leases import Leases, holder_of
 from command_side.commands import StartTask, TaskCommand
 from command_side.service import Applied, CommandService, ConcurrencyConflictRejected, Origin
 from events.deadline import after, remaining
 from events.task_state import TaskState
+from taskledger.admission import EDGE_SECONDS
 
 _PAUSED_SECONDS: Final = 1.0
 """How soon a waiting claim notices that its queue goes on."""

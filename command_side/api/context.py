@@ -11,15 +11,17 @@ from fastapi import Request
 
 from command_side.api.body import traceparent
 from command_side.api.claims import Claims
-from command_side.api.database import EDGE_SECONDS, Database
+from command_side.api.database import Database
 from command_side.api.kinds import Kinds
 from command_side.api.leases import Leases
 from command_side.clock import DatabaseClock
 from command_side.errors import TaskNotFound
 from command_side.service import CommandService, Origin
+from events.deadline import remaining, until
 from events.errors import StoreUnavailable
 from events.ids import parse_task_id
 from events.task_state import TaskState
+from taskledger.admission import due
 from taskledger.settings import CommandApiSettings
 
 T = TypeVar("T")
@@ -39,10 +41,12 @@ class Api:
     """Of the query API: `<tasks_url>/<id>` is the task."""
 
     async def within_budget(self, work: Coroutine[Any, Any, T]) -> T:
-        """Raises StoreUnavailable when it takes longer than a request may."""
+        """Raises StoreUnavailable when it takes longer than what is left of the request's time."""
+        deadline = due()
         try:
-            async with asyncio.timeout(EDGE_SECONDS):
-                return await work
+            async with asyncio.timeout(remaining(deadline)):
+                with until(deadline):
+                    return await work
         except TimeoutError:
             raise StoreUnavailable("the database did not answer in time") from None
 

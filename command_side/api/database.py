@@ -1,23 +1,25 @@
 """What the API knows of its database: whether it answers, its clock, and which log it holds."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import psycopg
 from psycopg.rows import TupleRow
+from psycopg_pool import PoolTimeout, TooManyRequests
 
 from command_side.clock import DatabaseClock
+from events.connections import unavailable
 from events.deadline import after, remaining, within
-from events.errors import SchemaNotReady, StoreUnavailable
+from events.errors import LogRewound, SchemaNotReady, StoreUnavailable
 from events.migrate import newest_revision
+from events.witness import LOOK, Witness
+from taskledger.admission import EDGE_SECONDS, due
 from taskledger.postgres import Pool
 from taskledger.telemetry import get_logger
 
 REFRESH_SECONDS: Final = 2.0
 RETRY_SECONDS: Final = 0.25
-EDGE_SECONDS: Final = 5.0
-"""The budget of a request, whatever it has to wait for."""
 PROBE_SECONDS: Final = 1.0
 
 _PROBE: Final = """
@@ -25,12 +27,17 @@ select clock_timestamp(), i.tag, r.version_num
 from taskledger.log_identity i, taskledger.alembic_version r
 """
 _LOST: Final = (psycopg.OperationalError, psycopg.InterfaceError, psycopg.InternalError)
+_NOT_READY: Final = (StoreUnavailable, SchemaNotReady, LogRewound)
 
 _logger = get_logger(__name__)
 
 
 async def fetch(
-    pool: Pool, statement: str, parameters: Sequence[Any] = (), *, seconds: float = EDGE_SECONDS
+    pool: Pool,
+    statement: str,
+    parameters: Sequence[Any] | Mapping[str, Any] = (),
+    *,
+    seconds: float = EDGE_SECONDS,
 ) -> list[TupleRow]:
     """The rows of a statement that may run twice: it is tried again on another connection when the
     first turns out to be dead. Raises StoreUnavailable, SchemaNotReady."""
@@ -43,25 +50,31 @@ async def fetch(
     except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName) as error:
         raise SchemaNotReady("the database has not been migrated") from error
     except _LOST as error:
-        raise StoreUnavailable("the database cannot be reached") from error
+        raise unavailable(error) from error
     except psycopg.Error as error:
         raise StoreUnavailable(f"the database refuses a statement ({error.sqlstate})") from error
 
 
-async def _fetch(pool: Pool, statement: str, parameters: Sequence[Any], deadline: float) -> list[TupleRow]:
-    async with pool.connection(timeout=max(0.001, remaining(deadline))) as connection:
-        cursor = connection.cursor(binary=True)
-        await cursor.execute(statement.encode(), parameters, prepare=True)
-        return await cursor.fetchall()
+async def _fetch(
+    pool: Pool, statement: str, parameters: Sequence[Any] | Mapping[str, Any], deadline: float
+) -> list[TupleRow]:
+    try:
+        async with pool.connection(timeout=max(0.001, remaining(deadline))) as connection:
+            cursor = connection.cursor(binary=True)
+            await cursor.execute(statement.encode(), parameters, prepare=True)
+            return await cursor.fetchall()
+    except (PoolTimeout, TooManyRequests) as error:
+        raise StoreUnavailable("no database connection came free in time") from error
 
 
 class Database:
     """Watches in the background. The process serves before its database does, and says so."""
 
-    def __init__(self, pool: Pool, clock: DatabaseClock) -> None:
+    def __init__(self, pool: Pool, clock: DatabaseClock, witness: Witness) -> None:
         self._pool = pool
         self._clock = clock
         self._tag = ""
+        self._witness = witness
         self._needed = newest_revision()
         self._known = asyncio.Event()
         self._trouble = ""
@@ -77,14 +90,14 @@ class Database:
         if self._known.is_set():
             return
         try:
-            await asyncio.wait_for(self._known.wait(), EDGE_SECONDS)
+            await asyncio.wait_for(self._known.wait(), remaining(due()))
         except TimeoutError:
             raise StoreUnavailable(self._trouble or "the database has not answered yet") from None
 
     async def missing(self) -> list[str]:
         try:
             await self._probe()
-        except (StoreUnavailable, SchemaNotReady) as error:
+        except _NOT_READY as error:
             return [f"PostgreSQL: {error}"]
         return []
 
@@ -93,7 +106,7 @@ class Database:
         while True:
             try:
                 await self._probe()
-            except (StoreUnavailable, SchemaNotReady) as error:
+            except _NOT_READY as error:
                 if self._trouble != str(error):
                     self._trouble = str(error)
                     _logger.warning("waiting for the database", reason=self._trouble)
@@ -108,6 +121,9 @@ class Database:
         rows = await fetch(self._pool, _PROBE, seconds=PROBE_SECONDS)
         if not rows or rows[0][2] < self._needed:
             raise SchemaNotReady("the database must be migrated first: run `taskledger migrate`")
+        mark = self._witness.mark()
+        looked = await fetch(self._pool, LOOK, mark.parameters, seconds=PROBE_SECONDS)
+        self._witness.check(looked[0], mark)
         now, self._tag, _ = rows[0]
         self._clock.observe(now)
         self._known.set()

@@ -16,8 +16,9 @@ from typing import Any, Final, cast
 from uuid import UUID
 
 from redis.asyncio import Redis
-from redis.exceptions import MaxConnectionsError, RedisError, ResponseError
+from redis.exceptions import MaxConnectionsError, OutOfMemoryError, RedisError, ResponseError
 
+from command_side.broker import has_group
 from events.deadline import pauses
 from events.errors import BrokerUnavailable, Overloaded
 from events.ids import parse_task_id
@@ -76,14 +77,15 @@ class Entries:
             self._spare[entry.stream][entry.id] = entry
 
     async def drop(self, entries: Sequence[Entry]) -> None:
-        """Acknowledges and deletes. A failure costs nothing but a later look at the same entries."""
+        """Deletes and acknowledges, in this order, as a worker does. A failure costs nothing but a later
+        look at the same entries."""
         if not entries:
             return
         try:
             async with self._redis.pipeline(transaction=False) as pipeline:
                 for entry in entries:
-                    pipeline.xack(entry.stream, GROUP, entry.id)
                     pipeline.xdel(entry.stream, entry.id)
+                    pipeline.xack(entry.stream, GROUP, entry.id)
                 await pipeline.execute()
         except (RedisError, OSError) as error:
             _logger.warning("entries not dropped", count=len(entries), reason=type(error).__name__)
@@ -156,6 +158,10 @@ class Entries:
             if lane not in self._grouped:
                 try:
                     await self._redis.xgroup_create(lane, GROUP, id="0", mkstream=True)
+                except OutOfMemoryError:
+                    # A full Redis refuses whether there is one or not; only reading from it makes room.
+                    if not await has_group(self._redis, lane):
+                        raise
                 except ResponseError as error:
                     if not str(error).startswith("BUSYGROUP"):
                         raise

@@ -12,7 +12,9 @@ from command_side.api.claims import Wanted
 from command_side.api.context import Api, origin
 from command_side.api.schemas import NAME, Because, Claim, ClaimAnswer, QueueAnswer
 from command_side.errors import InvalidCommand, Violation
+from events.deadline import until
 from events.errors import BrokerUnavailable
+from taskledger.admission import due
 from taskledger.http import json_response
 
 _NAME: Final = re.compile(NAME)
@@ -57,7 +59,8 @@ class QueueRoutes:
             raise BrokerUnavailable("no Redis is configured")
         await api.database.ready()
         wanted = Wanted(name, kinds, body.worker, body.limit, body.lease_seconds, origin(request))
-        claimed = await api.claims.claim(wanted, body.wait_seconds, request.is_disconnected)
+        with until(due() + body.wait_seconds):
+            claimed = await api.claims.claim(wanted, body.wait_seconds, request.is_disconnected)
         tasks = [api.started(state, claimed.lease_expires_at) for state in claimed.tasks]
         return json_response({"tasks": tasks})
 

@@ -2,17 +2,21 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Final
 
 import psycopg
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
+from events.connections import answered
 from events.deadline import pauses
 from events.statements import LOG_CHANNEL
 from taskledger.telemetry import get_logger
 
-_CHECK_SECONDS = 5.0
-"""After this long without a word the connection is asked whether it still lives."""
+CHECK_SECONDS: Final = 5.0
+"""After this long without a word the connection is asked whether it still lives: a session that stands
+still, or a network that swallows everything, closes no connection."""
+_ANSWER_SECONDS: Final = 3.0
 
 _logger = get_logger(__name__)
 
@@ -28,9 +32,9 @@ async def listen(connect: Callable[[], Awaitable[AsyncConnection[TupleRow]]], wa
                 wake.set()
                 waits = pauses()
                 while True:
-                    async for _ in connection.notifies(timeout=_CHECK_SECONDS):
+                    async for _ in connection.notifies(timeout=CHECK_SECONDS):
                         wake.set()
-                    await connection.execute("select 1")
+                    await answered(connection, b"select 1", seconds=_ANSWER_SECONDS)
         except (psycopg.Error, OSError) as error:
             _logger.debug("listener lost", reason=type(error).__name__)
             await asyncio.sleep(next(waits))

@@ -25,6 +25,7 @@ from events.migrate import check_schema
 from events.postgres_log import PostgresLog
 from taskledger.health import Health, Heartbeat, health_server
 from taskledger.leader import Leader, leader_connect, leadership
+from taskledger.metrics import CHECKPOINT, LAG
 from taskledger.postgres import connect, connect_sync, make_pool
 from taskledger.redis import make_redis
 from taskledger.settings import Settings
@@ -144,9 +145,13 @@ async def _lead(parts: _Parts, leader: Leader, stop: asyncio.Event) -> None:
         pass
     except* CheckpointConflict as conflict:
         _logger.warning("another dispatcher leads", reason=str(conflict.exceptions[0]))
+    except* LogRewound as rewound:
+        _logger.warning("the log is not followed", reason=str(rewound.exceptions[0]))
     finally:
         status.leader = False
         status.waiting_for.clear()
+        CHECKPOINT.clear()
+        LAG.clear()
         _logger.info("no longer leading")
 
 

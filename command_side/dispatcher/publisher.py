@@ -7,9 +7,9 @@ that only believes to lead nor a Redis that has lost its data can make entries g
 A queue of which we do not know for certain that everything up to its position is in its streams *lags*:
 its position is read, and what `outstanding` holds above that is published, a chunk at a time, while the
 others go on. So begin all queues, and so does a queue whose position is missing or lower than believed
-(Redis was lost or rolled back), or whose script was refused. A position of another log, or above this
-log's head, comes from a history that no longer holds: the queue's streams are deleted first, since
-they may have passed ids that are still to come.
+(Redis was lost or rolled back), or whose script was refused. A position of another log comes from a
+history that no longer holds: the queue's streams are deleted first, since they may have passed ids that
+are still to come. One above this log's head tells that the log itself has lost its end.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from command_side.dispatcher.outstanding import Row
 from command_side.dispatcher.status import DispatcherStatus
-from events.errors import MalformedPosition
+from events.errors import LogRewound, MalformedPosition
 from events.position import PositionToken
 from taskledger.redis import position_key, stream_key, streams_key
 from taskledger.telemetry import get_logger
@@ -106,7 +106,8 @@ class Publisher:
 
     async def look(self, queues: Iterable[str], head: Callable[[], Awaitable[int]], upto: int) -> None:
         """Reads the positions of these queues and of those not seen yet, and marks the ones that lag.
-        `upto` is how far we have folded; `head` is asked only for a position beyond that."""
+        `upto` is how far we have folded; `head` is asked only for a position beyond that. Raises LogRewound
+        for one beyond the head."""
         wanted = list(dict.fromkeys([*queues, *self._unseen]))
         if not wanted:
             return
@@ -141,7 +142,7 @@ class Publisher:
         self, queue: str, stored: str | Exception | None, head: Callable[[], Awaitable[int]], upto: int
     ) -> bool:
         """Whether the position tells of a loss."""
-        position = await self._valid(stored, head, upto)
+        position = await self._valid(queue, stored, head, upto)
         known = self._known.get(queue)
         if position is None:
             if queue in self._known and known is None:
@@ -154,7 +155,7 @@ class Publisher:
         return known is not None and position < known
 
     async def _valid(
-        self, stored: str | Exception | None, head: Callable[[], Awaitable[int]], upto: int
+        self, queue: str, stored: str | Exception | None, head: Callable[[], Awaitable[int]], upto: int
     ) -> int | None:
         if stored is None:
             return None
@@ -166,8 +167,10 @@ class Publisher:
             token = PositionToken.parse(stored)
         except MalformedPosition:
             return None
-        if token.tag != self._tag or (token.position > upto and token.position > await head()):
+        if token.tag != self._tag:
             return None
+        if token.position > upto and token.position > (end := await head()):
+            raise LogRewound(f"the log ends at {end}, and {position_key(queue)} in Redis is {stored}")
         return token.position
 
     async def _begin_anew(self, queue: str) -> None:

@@ -13,12 +13,13 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Generator, Mapping, Sequence
-from typing import Final, cast
+from typing import Final
 from uuid import UUID
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from command_side.broker import check_broker
 from command_side.dispatcher.outstanding import (
     Changes,
     Poison,
@@ -33,9 +34,11 @@ from command_side.dispatcher.status import DispatcherStatus, Outage
 from command_side.dispatcher.store import Identity, OutstandingStore
 from events.append import RecordedEvent
 from events.codec import EventMapper
-from events.errors import ConfigurationError, LogRewound, SchemaNotReady, Unavailable
+from events.errors import CheckpointConflict, ConfigurationError, LogRewound, SchemaNotReady, Unavailable
 from events.log import LogReader
 from events.task_state import SETTLED
+from events.witness import WAY_OUT
+from taskledger.metrics import CHECKPOINT, LAG
 from taskledger.telemetry import get_logger
 
 BATCH: Final = 2_000
@@ -53,7 +56,8 @@ _logger = get_logger(__name__)
 
 async def take_up(store: OutstandingStore) -> Identity:
     """Where the fold stands and which log it follows; a table folded from another log is emptied.
-    Raises LogRewound if the log ends before the checkpoint."""
+    Raises LogRewound if the log was restored and still has its old tag."""
+    await store.check_log()
     identity = await store.identity()
     if identity.folded_tag != identity.tag:
         if identity.folded_tag is not None:
@@ -62,9 +66,8 @@ async def take_up(store: OutstandingStore) -> Identity:
         identity = await store.identity()
     if identity.head < identity.checkpoint:
         raise LogRewound(
-            f"the log ends at {identity.head} and was read up to {identity.checkpoint}: it was restored"
-            " without a new tag. Draw one: update taskledger.log_identity"
-            " set tag = substr(md5(gen_random_uuid()::text), 1, 8)"
+            f"the log ends at {identity.head} and was read up to {identity.checkpoint}: it was restored;"
+            f" {WAY_OUT}"
         )
     return identity
 
@@ -72,7 +75,8 @@ async def take_up(store: OutstandingStore) -> Identity:
 class Relay:
     """One term of leadership, from `identity` on. `wake` is set by whoever hears of new events.
 
-    Raises CheckpointConflict once another dispatcher leads.
+    Raises CheckpointConflict once another dispatcher leads, or the log has got another tag; LogRewound
+    when it was restored and has not.
     """
 
     def __init__(
@@ -100,6 +104,11 @@ class Relay:
         self._broker_checked = False
         self._broker_from = 0.0
         self._next_look = 0.0
+        self._next_check = 0.0
+        self._next_measure = 0.0
+        self._relayed = 0
+        """Everything up to here that is queued is in Redis, as far as we know."""
+        self._tag = identity.tag
         self._database = Outage("postgres", status)
         self.checkpoint = status.checkpoint = identity.checkpoint
         self.live = asyncio.Event()
@@ -122,6 +131,7 @@ class Relay:
 
     async def turn(self) -> bool:
         """One batch, and a little mending in Redis; whether there is more to do at once."""
+        await self._check_log()
         if not self._reread:
             await self._reread_unreadable()
             self._reread = True
@@ -132,9 +142,30 @@ class Relay:
             self._status.waiting_for.pop("log", None)
             self.live.set()
         lagging = self.live.is_set() and await self._mend()
+        if self.live.is_set() and not lagging and not self._broker.on:
+            self._relayed = self.checkpoint
+        await self._measure()
         return bool(events) or lagging
 
+    async def _measure(self) -> None:
+        """Once a second: also while Redis is away, since that is when it matters."""
+        if time.monotonic() < self._next_measure:
+            return
+        self._next_measure = time.monotonic() + LOOK_SECONDS
+        head = await self._log.head()
+        for follower, position in (("outstanding", self.checkpoint), ("relay", self._relayed)):
+            CHECKPOINT.labels(follower).set(position)
+            LAG.labels(follower).set(max(0, head - position))
+
+    async def _check_log(self) -> None:
+        if time.monotonic() < self._next_check:
+            return
+        if await self._store.check_log() != self._tag:
+            raise CheckpointConflict("the log has got another tag")
+        self._next_check = time.monotonic() + LOOK_SECONDS
+
     async def _take(self, events: Sequence[RecordedEvent]) -> None:
+        self._store.saw(events[-1])
         before, to = self.checkpoint, events[-1].id
         changes = await self._fold(events, before)
         self._tell(changes.poison)
@@ -186,7 +217,11 @@ class Relay:
                 queues = await self._store.queued_queues()
                 await self._redis.ping()
                 self._next_look = time.monotonic() + LOOK_SECONDS
-            await self._publisher.look(queues, self._log.head, self.checkpoint)
+            try:
+                await self._publisher.look(queues, self._log.head, self.checkpoint)
+            except LogRewound as error:
+                self._store.condemn_log(str(error))
+                raise
             await self._publisher.catch_up(self._store, self.checkpoint)
             self._broker.is_over()
             return self._publisher.lags
@@ -234,11 +269,3 @@ def _next_limit(limit: int, events: Sequence[RecordedEvent]) -> int:
     """Grows while batches are small in bytes, so that large payloads do not fill the memory."""
     size = sum(len(event.state) for event in events) // len(events) + 1
     return max(1, min(BATCH, 2 * limit, BATCH_BYTES // size))
-
-
-async def check_broker(redis: Redis) -> None:
-    """Raises ConfigurationError if Redis may evict keys: then it would lose streams while it runs."""
-    memory = cast("dict[str, object]", await redis.info("memory"))
-    policy = memory.get("maxmemory_policy", "noeviction")
-    if policy != "noeviction":
-        raise ConfigurationError(f"Redis evicts keys: set its maxmemory-policy {policy} to noeviction")

@@ -111,8 +111,10 @@ from (select distinct holder from taskledger.outstanding where holder is not nul
 left join taskledger.leases l using (holder)
 """
 
+# Attempts that ran in the worker itself may be what took it, and those that ran in children, along.
 HELD: Final = """
-select task_id, attempt from taskledger.outstanding
+select task_id, attempt, bool_or(not isolated) over (partition by holder)
+from taskledger.outstanding
 where holder = any(%b::text[]) and state = 'running' and not unreadable limit %b::bigint
 """
 

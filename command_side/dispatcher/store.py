@@ -16,8 +16,11 @@ from psycopg.rows import TupleRow
 from command_side.dispatcher import statements
 from command_side.dispatcher.leases import Beat
 from command_side.dispatcher.outstanding import Changes, Row
+from events.append import RecordedEvent
+from events.connections import unavailable
 from events.deadline import after, remaining, within
-from events.errors import CheckpointConflict, SchemaNotReady, StoreUnavailable
+from events.errors import CheckpointConflict, SchemaNotReady
+from events.witness import LOOK, Witness
 from taskledger.postgres import Pool
 
 T = TypeVar("T")
@@ -42,6 +45,14 @@ class Identity:
 
 
 @dataclass(frozen=True, slots=True)
+class Held:
+    task_id: UUID
+    attempt: int
+    beside_others: bool
+    """Whether its holder runs anything that is not in a child of its own."""
+
+
+@dataclass(frozen=True, slots=True)
 class Overdue:
     task_id: UUID
     attempt: int
@@ -51,6 +62,20 @@ class Overdue:
 class OutstandingStore:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
+        self._witness = Witness()
+
+    async def check_log(self) -> str:
+        """The log's tag. Raises LogRewound if it was restored since we saw it last."""
+        mark = self._witness.mark()
+        return self._witness.check((await self._fetch(LOOK, mark.parameters))[0], mark)
+
+    def saw(self, event: RecordedEvent) -> None:
+        """Of the log; for check_log()."""
+        self._witness.saw(event.id, event.recorded_at)
+
+    def condemn_log(self, why: str) -> None:
+        """Until it has another tag, check_log() refuses it."""
+        self._witness.condemn(why)
 
     async def identity(self) -> Identity:
         return (await self._read(statements.IDENTITY, (), Identity))[0]
@@ -111,9 +136,9 @@ class OutstandingStore:
         rows = await self._fetch(statements.HOLDERS, ())
         return {row[0]: None if row[1] is None else Beat(row[1], row[2]) for row in rows}
 
-    async def held_by(self, holders: Sequence[str], limit: int) -> list[tuple[UUID, int]]:
-        """Running attempts of these holders: task and attempt."""
-        return [(row[0], row[1]) for row in await self._fetch(statements.HELD, (list(holders), limit))]
+    async def held_by(self, holders: Sequence[str], limit: int) -> list[Held]:
+        """Running attempts of these holders."""
+        return await self._read(statements.HELD, (list(holders), limit), Held)
 
     async def purge(self, limit: int) -> int:
         """Deletes at most `limit` idempotency keys older than 30 days and as many forgotten leases;
@@ -151,4 +176,4 @@ class OutstandingStore:
         except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName) as error:
             raise SchemaNotReady("the database has not been migrated") from error
         except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-            raise StoreUnavailable("the database cannot be reached") from error
+            raise unavailable(error) from error

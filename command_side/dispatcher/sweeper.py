@@ -22,6 +22,7 @@ from command_side.dispatcher.store import OutstandingStore
 from command_side.service import Applied, CommandService
 from events.errors import LogError, Overloaded, SchemaNotReady, TaskledgerError, Unavailable
 from events.task_events import TaskError
+from taskledger.metrics import ATTEMPTS_TAKEN_OVER
 from taskledger.telemetry import get_logger
 
 CHUNK: Final = 200
@@ -126,10 +127,16 @@ class Sweeper:
         if not dead or self._is_behind():
             return
         held = await self._store.held_by(sorted(dead), TARGETS_A_SWEEP)
-        lost = await self._apply(
-            [(task, FailTask(attempt, cause="lost", jitter=_jitter())) for task, attempt in held]
-        )
+        targets: list[Target] = [
+            (
+                each.task_id,
+                FailTask(each.attempt, cause="lost", beside_others=each.beside_others, jitter=_jitter()),
+            )
+            for each in held
+        ]
+        lost = await self._apply(targets)
         self._status.lost += lost
+        ATTEMPTS_TAKEN_OVER.inc(lost)
         if lost:
             _logger.warning("attempts lost", holders=len(dead), attempts=lost)
 

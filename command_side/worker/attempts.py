@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 from uuid import UUID
 
-from events.task_state import TaskState
+from events.task_state import TRANSITIONS, TaskState
 from taskledger.context import TaskContext
 from taskledger.registry import Kind
 
@@ -90,10 +90,11 @@ class Attempts:
         """Events that followed an attempt's start: (attempt key, topic). Call on the event loop.
 
         All but a cancel request mean that somebody else has ended the attempt: the sweeper, or a
-        successor. Our own finishing events are appended only after `ended` is set.
+        successor. Our own finishing events are appended only after `ended` is set. What a later release
+        has appended may mean anything: the handler goes on, and its outcome waits for a verdict.
         """
         with self._lock:
             found = [(self._ours.get(key), topic) for key, topic in later]
         for attempt, topic in found:
-            if attempt is not None and not attempt.ended:
+            if attempt is not None and not attempt.ended and topic in TRANSITIONS:
                 attempt.stop("cancelled" if topic == "TaskCancelRequested" else "superseded")

@@ -1,12 +1,14 @@
 """This process's place in the consumer group: reads, claims, acknowledges. Knows Redis, not the log."""
 
+import asyncio
 import time
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Final
 
 from redis.asyncio import Redis
-from redis.exceptions import ResponseError
+from redis.exceptions import OutOfMemoryError, ResponseError
 
+from command_side.broker import has_group
 from command_side.worker.streams import Entry, Lanes, Stream, entry_of, streams_of
 from taskledger.redis import BLOCK_MS, GROUP
 from taskledger.telemetry import get_logger
@@ -29,6 +31,8 @@ class Consumer:
         self._redis = redis
         self._name = name
         self._streams = {s.key: s for s in streams_of(queues, kinds)}
+        self._joined: dict[str, Stream] = {}
+        """Those that have the group: all but for a time in which Redis was full."""
         self._lanes = Lanes(list(self._streams.values()))
         self._idle_ms = int(lease_seconds * 1000)
         self._claim_every = lease_seconds / 2
@@ -37,17 +41,9 @@ class Consumer:
         self._forget_at = time.monotonic() + FORGET_EVERY_SECONDS
 
     async def join(self) -> list[Entry]:
-        """Makes sure of streams and groups; returns what this consumer was given and has not settled.
-
-        From 0 and not from the end: what was published before the group existed is work too.
-        """
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for key in self._streams:
-                pipe.xgroup_create(key, GROUP, id="0", mkstream=True)
-            for answer in await pipe.execute(raise_on_error=False):
-                if isinstance(answer, Exception) and not str(answer).startswith("BUSYGROUP"):
-                    raise answer
-        return await self._read(self._streams.values(), count=None, start="0")
+        """Makes sure of streams and groups; returns what this consumer was given and has not settled."""
+        await self._make_groups()
+        return await self._read(self._joined.values(), count=None, start="0")
 
     async def read(self, free: int, paused: Collection[str]) -> list[Entry]:
         """At most `free` entries that nobody has had, in the order of their lanes. Does not block."""
@@ -55,25 +51,27 @@ class Consumer:
         for lane in self._lanes.next(paused):
             if len(taken) >= free:
                 break
-            taken += await self._read_lane(lane, free - len(taken))
+            joined = [stream for stream in lane if stream.key in self._joined]
+            taken += await self._read_lane(joined, free - len(taken))
         return taken
 
     async def wait(self, paused: Collection[str]) -> list[Entry]:
         """Blocks until there is something, for up to two seconds. One entry as a rule; one of each
         stream if several were published in the same moment."""
-        streams = [s for s in self._streams.values() if s.queue not in paused]
-        return await self._read(streams, count=1, block=self._block_ms) if streams else []
-
-    @property
-    def block_seconds(self) -> float:
-        return self._block_ms / 1000
+        streams = [s for s in self._joined.values() if s.queue not in paused]
+        if streams:
+            return await self._read(streams, count=1, block=self._block_ms)
+        await asyncio.sleep(self._block_ms / 1000)
+        return []
 
     async def claim(self, free: int, paused: Collection[str]) -> list[Entry]:
         """When it is time, takes over entries that others have held for a lease without starting them."""
         if time.monotonic() < self._claim_at or free <= 0:
             return []
+        if len(self._joined) < len(self._streams):
+            await self._make_groups()
         claimed: list[Entry] = []
-        for stream in self._streams.values():
+        for stream in self._joined.values():
             if stream.queue in paused:
                 continue
             if len(claimed) >= free:
@@ -87,7 +85,9 @@ class Consumer:
         return claimed
 
     async def settle(self, entries: Sequence[Entry]) -> None:
-        """Acknowledges and deletes: acknowledging alone would let the streams grow for ever."""
+        """Deletes and acknowledges: acknowledging alone would let the streams grow for ever. In this
+        order, since a pending entry without its content is found and dropped by the next look, and one
+        that is only acknowledged would be found by nobody."""
         if not entries:
             return
         ids: dict[str, list[str]] = {}
@@ -95,8 +95,8 @@ class Consumer:
             ids.setdefault(entry.stream.key, []).append(entry.id)
         async with self._redis.pipeline(transaction=False) as pipe:
             for key, of_stream in ids.items():
-                pipe.xack(key, GROUP, *of_stream)
                 pipe.xdel(key, *of_stream)
+                pipe.xack(key, GROUP, *of_stream)
             await pipe.execute()
 
     async def forget_dead(self) -> None:
@@ -105,14 +105,14 @@ class Consumer:
         if time.monotonic() < self._forget_at:
             return
         self._forget_at = time.monotonic() + FORGET_EVERY_SECONDS
-        for key in self._streams:
+        for key in self._joined:
             for consumer in await self._redis.xinfo_consumers(key, GROUP):
                 if not consumer["pending"] and consumer["idle"] > FORGET_AFTER_MS:
                     await self._redis.xgroup_delconsumer(key, GROUP, consumer["name"])
 
     async def leave(self) -> None:
         """At shutdown. What is still pending is given up at once, for others to claim."""
-        for key in self._streams:
+        for key in self._joined:
             pending: Any = await self._redis.xpending_range(
                 key, GROUP, min="-", max="+", count=1000, consumername=self._name
             )
@@ -123,6 +123,29 @@ class Consumer:
                 )
             else:
                 await self._redis.xgroup_delconsumer(key, GROUP, self._name)
+
+    async def _make_groups(self) -> None:
+        """From 0 and not from the end: what was published before the group existed is work too.
+
+        A Redis that is full makes no group, and does not tell whether there is one: then we read from
+        those that exist, since only that makes room, and ask again for the others.
+        """
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for key in self._streams:
+                pipe.xgroup_create(key, GROUP, id="0", mkstream=True)
+            answers: list[Any] = await pipe.execute(raise_on_error=False)
+        full: OutOfMemoryError | None = None
+        self._joined = {}
+        for stream, answer in zip(self._streams.values(), answers, strict=True):
+            if isinstance(answer, OutOfMemoryError):
+                full = answer
+                if not await has_group(self._redis, stream.key):
+                    continue
+            elif isinstance(answer, Exception) and not str(answer).startswith("BUSYGROUP"):
+                raise answer
+            self._joined[stream.key] = stream
+        if full is not None and not self._joined:
+            raise full
 
     async def _read_lane(self, lane: list[Stream], free: int) -> list[Entry]:
         """COUNT is for each stream, so each gets a share of the slots; what the quiet ones leave goes

@@ -3,15 +3,17 @@
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Final
 
+from command_side.errors import AttemptSuperseded
 from command_side.service import CommandService
 from command_side.worker.attempts import Attempt
 from command_side.worker.outage import Outage
 from command_side.worker.outcomes import Outcome, command_of
 from events.deadline import pauses
-from events.errors import CommandRejected, TaskledgerError
+from events.errors import CommandRejected, LogError, TaskledgerError
+from taskledger.metrics import FINISHES_SUPERSEDED
 from taskledger.telemetry import get_logger
 
 _logger = get_logger(__name__)
@@ -33,6 +35,8 @@ class Finisher:
         self._jitter = jitter
         self.counts: Counter[str] = Counter()
         """How attempts ended here, by outcome; `refused` are those the log would not take."""
+        self._unreadable: set[str] = set()
+        """Attempts of which that has been said."""
 
     async def finish(self, attempt: Attempt, outcome: Outcome) -> None:
         """Returns when the outcome is stored, or the log has refused it for good.
@@ -54,19 +58,29 @@ class Finisher:
                     self._refused(attempt, outcome, rejected)
                     return
                 await asyncio.sleep(next(tries))
+            except LogError as error:
+                await self._wait_for_release(attempt, error)
             except TaskledgerError as error:
-                await self._wait(error, tries)
+                self._outage.goes_on(f"{type(error).__name__}: {error}")
+                await asyncio.sleep(next(tries) if error.retryable else SLOW_SECONDS)
             else:
                 self._outage.over()
                 return
 
-    async def _wait(self, error: TaskledgerError, tries: Iterator[float]) -> None:
-        """The database is away or busy; or the task's history holds an event of a later release."""
-        self._outage.goes_on(f"{type(error).__name__}: {error}")
-        await asyncio.sleep(next(tries) if error.retryable else SLOW_SECONDS)
+    async def _wait_for_release(self, attempt: Attempt, error: LogError) -> None:
+        """The task's history holds an event that this release cannot read. Only a later one can tell
+        whether the attempt still counts: it takes over when this process is replaced. Until then the
+        attempt keeps its slot, and the other slots go on."""
+        if attempt.key not in self._unreadable:
+            self._unreadable.add(attempt.key)
+            _logger.error("outcome waits", task=str(attempt.state.id), reason=str(error))
+        self._outage.over()
+        await asyncio.sleep(SLOW_SECONDS)
 
     def _refused(self, attempt: Attempt, outcome: Outcome, rejected: CommandRejected) -> None:
         self.counts["refused"] += 1
+        if isinstance(rejected, AttemptSuperseded):
+            FINISHES_SUPERSEDED.inc()
         _logger.info(
             "outcome dropped",
             task=str(attempt.state.id),

@@ -119,12 +119,9 @@ class Intake:
         if missing > 0:
             self._backlog.add(await self._consumer.read(missing, paused))
         if not self._backlog.ready:
-            if len(paused) == len(self._queues):
-                await unless(stop, asyncio.sleep(self._consumer.block_seconds))
-            else:
-                # Cancelled by `stop`: what a lost reply held stays pending, and others claim it.
-                found: list[Entry] | None = await unless(stop, self._consumer.wait(paused))
-                self._backlog.add(found or [])
+            # Cancelled by `stop`: what a lost reply held stays pending, and others claim it.
+            found: list[Entry] | None = await unless(stop, self._consumer.wait(paused))
+            self._backlog.add(found or [])
 
     async def _redis_failed(self, error: Exception, stop: asyncio.Event) -> None:
         """After any error the group may be gone and replies lost: join again."""

@@ -23,9 +23,12 @@ from psycopg.types.json import Jsonb
 
 from command_side.worker.attempts import Attempt, Attempts, Progress
 from command_side.worker.outage import Outage
+from events.connections import Watchdog
+from events.deadline import after
 from events.errors import SchemaNotReady
 from events.ids import queue_id
 from taskledger.health import SILENT_SECONDS, Heartbeat
+from taskledger.metrics import LEASES_LOST
 from taskledger.telemetry import get_logger
 
 _logger = get_logger(__name__)
@@ -153,6 +156,9 @@ class Renewal:
         self._lease = lease
         self._attempts = attempts
         self._connect = connect
+        self._lease_seconds = lease_seconds
+        # Soon enough for another connection to renew the lease in time.
+        self._answer_seconds = min(5.0, max(1.0, lease_seconds / 3))
         self._fresh_for = lease_seconds / 2
         self._every = min(RENEW_SECONDS, lease_seconds / 5)
         self._pairs: Callable[[], Sequence[Pair]] = tuple
@@ -204,17 +210,26 @@ class Renewal:
             if connection is None:
                 connection = self._connect()
             began = time.monotonic()
-            found = self._lease.renew(connection, self._attempts.running(), self._pairs())
+            # A server that is frozen, or hidden behind a dead network, would keep this thread for ever.
+            with Watchdog(connection, after(self._answer_seconds)):
+                found = self._lease.renew(connection, self._attempts.running(), self._pairs())
         except (psycopg.Error, SchemaNotReady) as error:
             self._outage.goes_on(" ".join(str(error).split()) or type(error).__name__)
             if connection is not None:
                 connection.close()
             return None
         self._outage.over()
+        self._note_loss(began)
         self._renewed_at = began
         if not self._stop.is_set():  # else the loop may be closed by now
             self._loop.call_soon_threadsafe(self._publish, found)
         return connection
+
+    def _note_loss(self, now: float) -> None:
+        """Frozen, or cut off for so long, our tasks may have been given to others."""
+        if self._renewed_at is not None and now - self._renewed_at > self._lease_seconds:
+            LEASES_LOST.inc()
+            _logger.warning("the lease had lapsed", seconds=round(now - self._renewed_at, 1))
 
 
 def _ignore(_: Renewed) -> None:

@@ -71,6 +71,8 @@ class Lost:
     """The child process that ran the attempt ended without an answer."""
 
     how: str
+    beside_others: bool = False
+    """Whether more than its child ended: then it need not have been its own doing."""
     type: Literal["lost"] = "lost"
 
 
@@ -106,7 +108,8 @@ def command_of(outcome: Outcome, attempt: int, jitter: float) -> CompleteTask | 
             error = TaskError(type="HandedBack", message="the worker stopped before the handler was done")
             return FailTask(attempt, "handed_back", error)
         case Lost():
-            return FailTask(attempt, "lost", TaskError(type="Lost", message=outcome.how), jitter=jitter)
+            error = TaskError(type="Lost", message=outcome.how)
+            return FailTask(attempt, "lost", error, beside_others=outcome.beside_others, jitter=jitter)
         case Superseded():
             return None
 

@@ -10,9 +10,10 @@ from psycopg.rows import TupleRow
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from command_side.broker import check_broker
 from command_side.clock import DatabaseClock
 from command_side.worker.outage import Outage
-from events.errors import ConfigurationError, SchemaNotReady
+from events.errors import SchemaNotReady
 from events.migrate import check_schema
 
 _PAUSE_SECONDS: Final = 0.5
@@ -43,18 +44,13 @@ def _check(connect: Callable[[], Connection[TupleRow]]) -> Any:
 
 
 async def wait_for_redis(redis: Redis, outage: Outage) -> None:
-    """Until it answers. Raises ConfigurationError if it may evict: that takes whole streams away."""
+    """Until it answers. Raises ConfigurationError if it is not fit."""
     while True:
         try:
-            memory: Any = await redis.info("memory")
+            await check_broker(redis)
         except (RedisError, OSError) as error:
             outage.goes_on(str(error) or type(error).__name__)
             await asyncio.sleep(_PAUSE_SECONDS)
         else:
             outage.over()
-            break
-    policy = memory.get("maxmemory_policy", "noeviction")
-    if memory.get("maxmemory", 0) and policy != "noeviction":
-        raise ConfigurationError(
-            f"Redis has maxmemory-policy {policy} and could evict the streams: set it to noeviction"
-        )
+            return

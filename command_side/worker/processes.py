@@ -49,7 +49,7 @@ class Children:
         raised: when run() has ended, so has the process, and what it started in its group."""
         zygote = await self._alive()
         if zygote is None:
-            return Lost("the process that forks children cannot be started")
+            return Lost("the process that forks children cannot be started", beside_others=True)
         return await zygote.run(attempt)
 
     async def close(self) -> None:
@@ -163,7 +163,11 @@ class _Zygote:
             if outcome is not None:
                 return outcome
             await _first(exited, self.gone, seconds=_EXIT_SECONDS)
-            return Lost(_how(exited.result() if exited.done() else None))
+            if exited.done():
+                return Lost(_how(exited.result()))
+            if self.gone.done():
+                return Lost("the process that forks children has ended", beside_others=True)
+            return Lost("the child process ended without an answer")
         finally:
             answer.cancel()
             await asyncio.wait({answer})
@@ -243,9 +247,7 @@ async def _answer(
         return None
 
 
-def _how(status: int | None) -> str:
-    if status is None:
-        return "the child process ended without an answer"
+def _how(status: int) -> str:
     if status < 0:
         return f"the child process was killed by {signal.Signals(-status).name}"
     return f"the child process ended with exit code {status} and no answer"

@@ -1,22 +1,26 @@
 """`taskledger query-api`: puts the read side together."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
+import psycopg
 from fastapi import FastAPI
 
-from events.errors import SchemaNotReady, Unavailable
+from events.errors import LogRewound, SchemaNotReady, Unavailable
+from events.migrate import newest_revision
+from events.witness import LOOK, Witness
 from query_side.api.overview_routes import overview_routes
 from query_side.api.task_routes import task_routes
 from query_side.history import History
 from query_side.overview import Overview, kinds
-from query_side.read_model import ReadModel
+from query_side.read_model import ReadModel, statement
 from query_side.tasks import Tasks
 from query_side.watch import ReadWatch
-from taskledger.http import PROBLEMS, add_docs, add_health, install, on_stopping, serve
-from taskledger.postgres import SESSION, connect, make_pool
+from taskledger.http import PROBLEMS, install, on_stopping, serve
+from taskledger.operator_routes import add_docs, add_health, add_metrics
+from taskledger.postgres import SESSION, WAITING_PER_CONNECTION, connect, make_pool
 from taskledger.registry import Registry, load_registry
 from taskledger.settings import Settings
 
@@ -24,6 +28,10 @@ _SESSION: Final = f"{SESSION} -c enable_seqscan=off -c default_transaction_read_
 """A plan made while a table was almost empty would scan it until the next ANALYZE."""
 _READY_SECONDS: Final = 1.0
 """Whoever asks for readiness wants to hear of a slow database, not to wait for it."""
+_LAGGING_SECONDS: Final = 10.0
+"""Readiness tells of a projector that is further behind than this."""
+_NEEDED: Final = newest_revision()
+_NOT_MIGRATED: Final = "PostgreSQL: the database must be migrated first: run `taskledger migrate`"
 
 
 def create_app(settings: Settings, registry: Registry | None = None) -> FastAPI:
@@ -32,7 +40,9 @@ def create_app(settings: Settings, registry: Registry | None = None) -> FastAPI:
     dsn = settings.require_postgres()
     if registry is None:
         registry = load_registry(settings.handlers)
-    pool = make_pool(dsn, name="query-api", size=settings.postgres.pool_size, options=_SESSION)
+    size = settings.postgres.pool_size
+    waiting = size * WAITING_PER_CONNECTION
+    pool = make_pool(dsn, name="query-api", size=size, options=_SESSION, max_waiting=waiting)
     model = ReadModel(pool)
     watch = ReadWatch(model, lambda: connect(dsn, name="query-listen"))
     secret = settings.query_api.cursor_secret
@@ -57,27 +67,58 @@ def create_app(settings: Settings, registry: Registry | None = None) -> FastAPI:
         lifespan=lifespan,
         responses=PROBLEMS,
     )
-    install(app)
+    install(app, settings.http)
     on_stopping(app, watch.close)
     app.include_router(task_routes(tasks, History(model)))
     app.include_router(overview_routes(Overview(model), kinds(registry, settings.external_kinds)))
-    add_health(app, _readiness(ReadModel(pool, budget_seconds=_READY_SECONDS)))
+    asking = ReadModel(pool, budget_seconds=_READY_SECONDS)
+    witness = Witness()
+    add_health(app, lambda: missing(asking, witness), lambda: degraded(asking))
+    add_metrics(app)
     add_docs(app)
     return app
 
 
-def _readiness(model: ReadModel) -> Callable[[], Awaitable[Sequence[str]]]:
-    async def missing() -> Sequence[str]:
-        try:
-            await model.fetch("select true as present")
-        except (Unavailable, SchemaNotReady) as error:
-            return [f"PostgreSQL: {error}"]
-        return []
+async def missing(model: ReadModel, witness: Witness) -> Sequence[str]:
+    """Of a database that is there, the migration and the read tables; and whether it is still the same."""
+    try:
+        mark = witness.mark()
+        looked = await model.read(LOOK, mark.parameters)
+        witness.check(tuple(looked[0].values()), mark)
+        await model.fetch("select true as present")
+        rows = await model.read("select version_num from taskledger.alembic_version", {})
+    except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
+        return [_NOT_MIGRATED]
+    except (Unavailable, SchemaNotReady, LogRewound) as error:
+        return [f"PostgreSQL: {error}"]
+    return [] if rows and rows[0]["version_num"] >= _NEEDED else [_NOT_MIGRATED]
 
-    return missing
+
+async def degraded(model: ReadModel) -> Sequence[str]:
+    """A projector that stands or is away takes no API out of service: old answers that say so are better
+    than none, and who wrote and must see it asks with `min_position`."""
+    try:
+        snapshot, rows = await model.fetch(statement("lag"))
+    except (Unavailable, SchemaNotReady) as error:
+        return [f"PostgreSQL: {error}"]
+    head, seconds = int(rows[0]["head"]), float(rows[0]["seconds"] or 0)
+    if head < snapshot.checkpoint:
+        return ["the read tables are ahead of the log, which was restored: run `taskledger rebuild`"]
+    if seconds > _LAGGING_SECONDS:
+        behind = head - snapshot.checkpoint
+        return [
+            f"the read tables are {behind} events and {seconds:.0f} s behind the log: see the projector"
+        ]
+    return []
 
 
 def run(settings: Settings) -> None:
     """Until SIGTERM or SIGINT."""
     api = settings.query_api
-    serve(create_app(settings), host=api.host, port=api.port, setting="TASKLEDGER__QUERY_API__PORT")
+    serve(
+        create_app(settings),
+        host=api.host,
+        port=api.port,
+        setting="TASKLEDGER__QUERY_API__PORT",
+        http=settings.http,
+    )

@@ -1,4 +1,4 @@
--- Events above a position, by position, until the limit of events or the one of bytes is passed.
+-- A tenant's events above a position, by position, until the limit of events or the one of bytes is passed.
 select i.tag, h.head, e.originator_id is not null as present, e.*
 from taskledger.log_identity i
 cross join (select coalesce(max(notification_id), 0) as head from taskledger.task_events) h
@@ -9,7 +9,7 @@ left join lateral (
             select originator_id, originator_version, topic, state, notification_id as position,
                    recorded_at, tenant, kind, queue
             from taskledger.task_events
-            where notification_id > %(after)s::bigint
+            where notification_id > %(after)s::bigint and tenant = %(tenant)s
             order by notification_id limit %(limit)s
         ) n
     ) s where s.before < %(page_bytes)s

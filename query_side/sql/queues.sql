@@ -6,15 +6,18 @@ select true as present, n.queue, coalesce(c.statuses, '{{}}') as statuses, coale
        case when q.paused then q.changed_at end as paused_at,
        case when q.paused then q.changed_by end as paused_by,
        case when q.paused then q.reason end as paused_reason
-from (select queue from {read}.counts union select queue from {read}.queues) n
+from (
+    select queue from {read}.counts where tenant = %(tenant)s
+    union select queue from {read}.queues where tenant = %(tenant)s
+) n
 left join lateral (
     select array_agg(s.status) as statuses, array_agg(s.tasks) as tasks from (
         select c.status, sum(c.tasks)::bigint as tasks from {read}.counts c
-        where c.queue = n.queue group by c.status
+        where c.queue = n.queue and c.tenant = %(tenant)s group by c.status
     ) s
 ) c on true
 left join lateral (
     select t.queued_at from {read}.tasks t
-    where t.queue = n.queue and t.status = 'queued' order by t.queued_at limit 1
+    where t.queue = n.queue and t.status = 'queued' and t.tenant = %(tenant)s order by t.queued_at limit 1
 ) o on true
 left join {read}.queues q on q.queue = n.queue and q.tenant = %(tenant)s

@@ -1,6 +1,6 @@
 -- One page, newest first, from the row after the cursor. A page also ends once its payloads and results
 -- pass the limit of bytes; `matched` tells that there was more.
-select {columns}, t.matched
+select true as present, {columns}, t.matched
 from (
     select p.*, count(*) over () as matched,
            sum(p.bytes) over (order by p.created_at desc, p.created_position desc) - p.bytes as before

@@ -2,15 +2,14 @@
 size, maintenance beside it."""
 
 import asyncio
-import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import datetime
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 from psycopg import AsyncConnection
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import TupleRow
 
 from events.append import AppendCommand, Appended, Conflict, RecordedEvent, StreamAppend
@@ -19,8 +18,9 @@ from events.errors import StoreUnavailable
 from events.ids import new_task_id
 from events.postgres_log import PostgresLog
 from taskledger.postgres import Pool, connect
+from tests.chaos.proxy import Proxy
 from tests.contract.builders import batch, command, idempotency_key, stored_event
-from tests.contract.faults import APPEND_LOCK, CuttingProxy
+from tests.contract.faults import APPEND_LOCK
 from tests.support import eventually
 
 
@@ -105,29 +105,29 @@ async def test_of_many_writers_of_one_version_one_wins(dsn: str, pool: Pool) -> 
 
 
 @pytest.fixture
-async def proxy(dsn: str) -> AsyncIterator[CuttingProxy]:
-    # Not tmp_path: the path of a socket may have 107 bytes.
-    with tempfile.TemporaryDirectory() as folder:
-        async with CuttingProxy(dsn, Path(folder)) as proxy:
-            yield proxy
+def proxy(dsn: str) -> Iterator[Proxy]:
+    found = conninfo_to_dict(dsn)
+    proxy = Proxy(f"{found['host']}/.s.PGSQL.{found['port']}")
+    proxy.start()
+    yield proxy
+    proxy.stop()
 
 
 @pytest.fixture
-async def cut_log(proxy: CuttingProxy, pool: Pool) -> AsyncIterator[PostgresLog]:
+async def cut_log(dsn: str, proxy: Proxy, pool: Pool) -> AsyncIterator[PostgresLog]:
     """Its appends pass the proxy; its reads do not."""
-    log = PostgresLog(pool, lambda: connect(proxy.dsn, name="test-cut"))
+    through = make_conninfo(dsn, host="127.0.0.1", port=proxy.port)
+    log = PostgresLog(pool, lambda: connect(through, name="test-cut"))
     await log.append([command()], deadline=after(5))  # prepares the statement: one reply from now on
     yield log
     await log.close()
 
 
-async def test_an_append_whose_reply_was_lost_is_recognised(
-    cut_log: PostgresLog, proxy: CuttingProxy
-) -> None:
+async def test_an_append_whose_reply_was_lost_is_recognised(cut_log: PostgresLog, proxy: Proxy) -> None:
     ours = command(count=2)
-    proxy.arm()
+    proxy.swallow_reply(when=b"taskledger-test-cut")
     (outcome,) = await cut_log.append([ours], deadline=after(5))
-    assert proxy.cuts == 1
+    assert proxy.swallowed == 1
     assert isinstance(outcome, Appended)
     stored = await cut_log.read_after(1, limit=10)
     assert [(e.id, e.state) for e in stored] == [
@@ -139,7 +139,7 @@ async def test_an_append_whose_reply_was_lost_is_recognised(
 
 
 async def test_each_command_of_a_group_whose_reply_was_lost_is_told_the_truth(
-    cut_log: PostgresLog, proxy: CuttingProxy
+    cut_log: PostgresLog, proxy: Proxy
 ) -> None:
     taken = new_task_id()
     used = idempotency_key("used")
@@ -151,7 +151,7 @@ async def test_each_command_of_a_group_whose_reply_was_lost_is_told_the_truth(
         command(key=used),
         batch(3),
     ]
-    proxy.arm()
+    proxy.swallow_reply(when=b"taskledger-test-cut")
     outcomes = await cut_log.append(group, deadline=after(5))
     assert [type(o).__name__ for o in outcomes] == [
         "Appended",

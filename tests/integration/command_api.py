@@ -16,9 +16,11 @@ from redis.asyncio import Redis
 
 from command_side.api.app import create_app
 from events.task_state import TaskState
+from taskledger.serving import configure
 from taskledger.settings import (
     CommandApiSettings,
     ExternalKind,
+    HttpSettings,
     PostgresSettings,
     QueryApiSettings,
     RedisSettings,
@@ -41,6 +43,7 @@ EXTERNAL: Final[dict[str, ExternalKind]] = {
         },
     ),
 }
+_HTTP: Final = HttpSettings()
 NO_REDIS: Final = "redis://127.0.0.1:1"
 """Nothing listens there."""
 
@@ -70,11 +73,10 @@ async def in_process(settings: Settings) -> AsyncGenerator[httpx.AsyncClient]:
 
 
 @asynccontextmanager
-async def on_port(app: FastAPI) -> AsyncGenerator[str]:
+async def on_port(app: FastAPI, http: HttpSettings = _HTTP) -> AsyncGenerator[str]:
     """`host:port` of a real server."""
     listening = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(app, http="httptools", ws="none", log_config=None, server_header=False)
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(configure(app, http))
     serving = asyncio.create_task(server.serve(sockets=[listening]))
     try:
         await eventually(lambda: _started(server), "the server's start")

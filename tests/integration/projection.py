@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID
 
 import psycopg
+from eventsourcing.persistence import StoredEvent
 from psycopg.rows import dict_row
 
 from command_side.commands import (
@@ -20,7 +21,9 @@ from command_side.commands import (
     TaskCommand,
 )
 from command_side.service import Applied
+from events.append import AppendCommand, Appended, StreamAppend
 from events.codec import EventMapper
+from events.deadline import after
 from events.recorder import PostgresTaskRecorder
 from events.task_events import TaskError
 from projector.follower import Follower
@@ -87,6 +90,14 @@ def execute(dsn: str, statement: str, *parameters: Any) -> int:
     """As the superuser, by hand; returns how many rows it touched."""
     with psycopg.connect(dsn, autocommit=True) as connection:
         return connection.execute(statement.encode(), parameters).rowcount
+
+
+async def append_raw(service: Service, task_id: UUID, version: int, topic: str, state: bytes) -> int:
+    stored = StoredEvent(task_id, version, topic, state)
+    stream = StreamAppend(task_id, [stored], "default", "sum", "default")
+    outcomes = await service.log.append([AppendCommand([stream])], deadline=after(5))
+    assert isinstance(outcomes[0], Appended)
+    return outcomes[0].last_position
 
 
 async def many_histories(service: Service, count: int = 40, seed: int = 1) -> list[UUID]:

@@ -329,7 +329,7 @@ async def test_a_chunked_body_beyond_the_limit_is_cut_off(dsn: str, service: Ser
 async def test_a_body_that_does_not_arrive_is_not_waited_for(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("command_side.api.body.BODY_SECONDS", 0.2)
+    monkeypatch.setattr("taskledger.protocol.BODY_SECONDS", 0.2)
     async with on_port(create_app(settings_for(dsn, NO_REDIS))) as address:
         head = b"POST /tasks HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
         answer = await raw(address, head + b"Content-Length: 20\r\n\r\n{")

@@ -228,7 +228,7 @@ async def test_a_restored_log_without_a_new_tag_is_not_followed(fleet: Fleet, be
     await bench.started()
     await bench.sql("delete from taskledger.task_events")
     status = fleet.start()
-    await true_of(status, lambda s: "set tag" in s.waiting_for.get("log", ""))
+    await true_of(status, lambda s: "taskledger restored" in s.waiting_for.get("log", ""))
     await bench.sql("update taskledger.log_identity set tag = 'aaaaaaaa'")
     await true_of(status, leads)
     assert await bench.table() == {}

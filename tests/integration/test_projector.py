@@ -7,22 +7,20 @@ from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import orjson
 import psycopg
 import pytest
-from eventsourcing.persistence import StoredEvent
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from command_side.commands import CancelTask, CompleteTask, StartTask
-from events.append import AppendCommand, Appended, StreamAppend
 from events.codec import EventMapper
-from events.deadline import after
-from events.errors import CheckpointConflict
+from events.errors import CheckpointConflict, LogRewound
 from events.migrate import migrate
 from events.recorder import PostgresTaskRecorder
+from events.tracking import check_log
 from projector.fold import Changes, FoldStopped
 from projector.follower import Follower
 from projector.generations import ensure_live
@@ -33,6 +31,7 @@ from projector.verify import inspect
 from projector.view import TasksView
 from taskledger.postgres import connect_sync
 from tests.integration.projection import (
+    append_raw,
     execute,
     following,
     many_histories,
@@ -194,14 +193,6 @@ async def test_batches_are_bounded_in_bytes(service: Service, monkeypatch: pytes
     assert steps == [2, 4, 5]
 
 
-async def _append(service: Service, task_id: UUID, version: int, topic: str, state: bytes) -> int:
-    stored = StoredEvent(task_id, version, topic, state)
-    stream = StreamAppend(task_id, [stored], "default", "sum", "default")
-    outcomes = await service.log.append([AppendCommand([stream])], deadline=after(5))
-    assert isinstance(outcomes[0], Appended)
-    return outcomes[0].last_position
-
-
 @pytest.mark.parametrize(
     ("topic", "state"),
     [
@@ -215,7 +206,7 @@ async def test_an_event_it_cannot_fold_stops_it_visibly_at_the_event_before(
     service: Service, topic: str, state: bytes
 ) -> None:
     task = await service.create()
-    await _append(service, task.id, 2, topic, state)
+    await append_raw(service, task.id, 2, topic, state)
     behind = await service.create()
 
     with following(service.dsn) as projector:
@@ -247,7 +238,7 @@ async def test_a_gap_in_a_history_stops_it_with_everything_before_stored(service
 
 async def test_aggregates_it_does_not_know_are_passed_over(service: Service) -> None:
     await service.create()
-    last = await _append(service, uuid4(), 1, "WebhookRegistered", b"{}")
+    last = await append_raw(service, uuid4(), 1, "WebhookRegistered", b"{}")
     assert project(service.dsn) == last
     assert len(table(service.dsn)) == 1
 
@@ -324,3 +315,17 @@ async def test_the_tables_have_the_columns_that_the_rows_have(service: Service) 
     await service.create()
     project(service.dsn)
     assert set(table(service.dsn)[0]) == set(NAMES)
+
+
+async def test_a_checkpoint_that_the_release_before_moved_on_is_no_restored_log(service: Service) -> None:
+    for _ in range(3):
+        await service.create()
+    project(service.dsn)
+    late = await service.create()
+    # It knows the position alone, and leaves what it does not know as it was.
+    execute(service.dsn, "update taskledger.checkpoints set position = %s", late.position)
+    with connect_sync(service.dsn, name="test") as connection:
+        check_log(connection, present(service.dsn)[0].name)
+        execute(service.dsn, "update taskledger.checkpoints set event_at = event_at - interval '1 us'")
+        with pytest.raises(LogRewound, match="at position 3 is another event"):
+            check_log(connection, present(service.dsn)[0].name)

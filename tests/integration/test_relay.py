@@ -29,7 +29,7 @@ from events.ids import new_task_id
 from events.task_state import TaskState
 from taskledger.redis import position_key, stream_key, streams_key
 from tests.integration.dispatching import Bench, entry, row_as_tuple
-from tests.support import Service, eventually, now
+from tests.support import Service, now
 
 
 @pytest.fixture
@@ -287,15 +287,35 @@ async def test_another_log_begins_with_empty_streams(bench: Bench) -> None:
     assert len(await bench.table()) == 3
 
 
-async def test_a_position_above_the_head_is_of_a_history_that_no_longer_holds(bench: Bench) -> None:
+async def test_a_position_above_the_head_tells_that_the_log_lost_its_end(bench: Bench) -> None:
+    """Of a log that was restored, with nobody left who has seen it: until it has a new tag it is not
+    followed, and Redis stays as it is."""
     task = await bench.service.create()
     stream = stream_key("default", "sum", "normal")
-    await bench.redis.xadd(stream, {"task": str(new_task_id())}, id="70-1")
+    ghost = ("70-1", str(new_task_id()))
+    await bench.redis.xadd(stream, {"task": ghost[1]}, id=ghost[0])
     await bench.redis.sadd(streams_key("default"), stream)
     await bench.redis.set(position_key("default"), f"70.{await tag(bench)}")
-    await bench.started()
+    store = bench.store
+    with pytest.raises(LogRewound, match="the log ends at 1"):
+        await bench.caught_up(await bench.relay(store))
 
+    assert await bench.entries() == [ghost]
+    with pytest.raises(LogRewound, match="taskledger restored"):
+        await take_up(store)
+    await bench.sql("update taskledger.log_identity set tag = 'aaaaaaaa'")
+    await bench.started()
     assert await bench.entries() == [entry(task)]
+
+
+async def test_a_log_that_gets_another_tag_ends_the_term(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay, "LOOK_SECONDS", 0.0)
+    leading = await bench.started()
+    await bench.sql("update taskledger.log_identity set tag = 'aaaaaaaa'")
+    with pytest.raises(CheckpointConflict, match="another tag"):
+        await leading.turn()
 
 
 async def test_a_log_cut_short_under_its_old_tag_is_not_followed(bench: Bench) -> None:
@@ -346,23 +366,6 @@ async def test_a_full_redis_delays_dispatch_and_the_fold_goes_on(bench: Bench) -
 
     await bench.eventually_entries(relay, [entry(task) for task in (first, second, third)])
     assert bench.status.ready
-
-
-async def test_a_redis_that_evicts_is_not_used(bench: Bench) -> None:
-    await bench.service.create()
-    await bench.redis.config_set("maxmemory-policy", "allkeys-lru")
-    try:
-        relay = await bench.started()
-        assert "noeviction" in bench.status.waiting_for["redis"]
-        assert await bench.entries() == []
-    finally:
-        await bench.redis.config_set("maxmemory-policy", "noeviction")
-
-    async def published() -> bool:
-        await relay.turn()
-        return len(await bench.entries()) == 1
-
-    await eventually(published)
 
 
 async def test_a_script_whose_reply_is_lost_publishes_once(

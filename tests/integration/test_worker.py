@@ -13,39 +13,24 @@ from psycopg.conninfo import conninfo_to_dict
 from pydantic import SecretStr
 from redis.asyncio import Redis
 
-from command_side.commands import CancelTask, CreateTask, FailTask, StartTask
-from command_side.service import Origin
+from command_side.commands import CancelTask, FailTask, StartTask
 from command_side.worker.main import Worker
-from events.errors import ConfigurationError
 from events.task_state import TaskState
 from taskledger.postgres import connect_sync
 from taskledger.redis import GROUP, stream_key
-from taskledger.settings import PostgresSettings, RedisSettings, Settings, WorkerSettings
+from taskledger.settings import PostgresSettings, RedisSettings, Settings
+from tests.integration.workers import (
+    HANDLERS,
+    LEASE_SECONDS,
+    Running,
+    create,
+    is_empty,
+    key_of,
+    settled,
+    submit,
+    worker_settings,
+)
 from tests.support import Service, eventually
-
-HANDLERS = ("tests.integration.worker_handlers", "examples.handlers")
-LEASE_SECONDS = 1.5
-
-
-class Running:
-    def __init__(self, worker: Worker) -> None:
-        self.worker = worker
-        self.stop = asyncio.Event()
-        self.task = asyncio.create_task(worker.run(self.stop))
-
-    async def ready(self) -> "Running":
-        async def condition() -> bool:
-            if self.task.done():
-                self.task.result()
-            return bool(self.worker.status()["ready"])
-
-        await eventually(condition, "a ready worker")
-        return self
-
-    async def stopped(self) -> int:
-        self.stop.set()
-        return await asyncio.wait_for(self.task, 20)
-
 
 Start = Callable[..., Awaitable[Running]]
 
@@ -55,14 +40,7 @@ async def start(dsn: str, redis_url: str) -> AsyncIterator[Start]:
     workers: list[Running] = []
 
     async def start(*, ready: bool = True, lease_seconds: float = LEASE_SECONDS, **options: Any) -> Running:
-        settings = Settings(
-            postgres=PostgresSettings(dsn=SecretStr(dsn)),
-            redis=RedisSettings(url=SecretStr(redis_url)),
-            worker=WorkerSettings.model_validate({"drain_seconds": 0.2, "concurrency": 4, **options}),
-            handlers=HANDLERS,
-            lease_seconds=lease_seconds,
-        )
-        running = Running(Worker(settings))
+        running = Running(Worker(worker_settings(dsn, redis_url, lease_seconds, **options)))
         workers.append(running)
         return await running.ready() if ready else running
 
@@ -72,39 +50,9 @@ async def start(dsn: str, redis_url: str) -> AsyncIterator[Start]:
             await running.stopped()
 
 
-async def settled(service: Service, task: TaskState, status: str) -> TaskState:
-    async def condition() -> TaskState | None:
-        state = await service.state(task.id)
-        return state if state.status == status else None
-
-    try:
-        state: TaskState = await eventually(condition, f"status {status} of {task.kind}")
-    except AssertionError as error:
-        error.add_note(f"it is {await service.state(task.id)}")
-        raise
-    return state
-
-
-async def create(service: Service, kind: str, payload: Any = None, **options: Any) -> TaskState:
-    command = CreateTask(kind=kind, payload={} if payload is None else payload, **options)
-    return (await service.commands.create([command], Origin())).tasks[0]
-
-
-async def submit(
-    service: Service, redis: Redis, kind: str, payload: Any = None, **options: Any
-) -> TaskState:
-    task = await create(service, kind, payload, **options)
-    await service.publish(redis, task)
-    return task
-
-
 async def again(service: Service, redis: Redis, task: TaskState) -> None:
     """Publishes the task's latest queueing, as the relay would."""
     await service.publish(redis, await service.state(task.id))
-
-
-def key_of(task: TaskState) -> str:
-    return stream_key(task.queue, task.kind, task.priority)
 
 
 def alive(pid: int) -> bool:
@@ -132,11 +80,6 @@ async def test_completes_and_leaves_nothing_in_the_stream(
     await eventually(lambda: is_empty(redis, task), "an empty stream")
     assert (await running.stopped()) == 0
     assert await redis.xinfo_consumers(key_of(task), GROUP) == []
-
-
-async def is_empty(redis: Redis, task: TaskState) -> bool:
-    pending = await redis.xpending(key_of(task), GROUP)
-    return await redis.xlen(key_of(task)) == 0 and pending["pending"] == 0
 
 
 @pytest.mark.parametrize(
@@ -556,18 +499,6 @@ async def test_waits_for_a_migration(empty_dsn: str, redis_url: str) -> None:
 
     await eventually(waits, "the reason")
     assert await running.stopped() == 0
-
-
-async def test_refuses_a_redis_that_evicts(start: Start, redis: Redis) -> None:
-    await redis.config_set("maxmemory", "100mb")
-    await redis.config_set("maxmemory-policy", "allkeys-lru")
-    try:
-        running = await start(ready=False)
-        with pytest.raises(ConfigurationError, match="noeviction"):
-            await asyncio.wait_for(running.task, 20)
-    finally:
-        await redis.config_set("maxmemory-policy", "noeviction")
-        await redis.config_set("maxmemory", "0")
 
 
 async def test_after_a_lost_connection_it_finds_what_it_was_given(

@@ -113,6 +113,27 @@ async def nan(payload: Empty) -> Any:
     return {"value": [1.0, float("nan")]}
 
 
+UNSTORABLE = {
+    "NaN": {"value": float("nan")},
+    "NUL": "a\x00b",
+    "surrogate": ["\ud800"],
+    "too large": "x" * 2_000_000,
+    "not JSON": object(),
+    "too deep": [[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[0]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]],
+    "too large a number": 2**60,
+}
+
+
+@task("unstorable")
+async def unstorable(payload: str) -> Any:
+    return UNSTORABLE[payload]
+
+
+@task("unstorable_process", execution="process")
+def unstorable_process(payload: str) -> Any:
+    return UNSTORABLE[payload]
+
+
 @task("halfway", timeout_seconds=60)
 async def halfway(payload: Empty, ctx: TaskContext) -> None:
     ctx.progress(0.5, "half")

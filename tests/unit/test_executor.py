@@ -11,6 +11,7 @@ import pytest
 from pydantic import BaseModel
 
 from command_side.commands import CompleteTask, FailTask
+from command_side.worker import executor
 from command_side.worker.attempts import Attempt, Attempts
 from command_side.worker.executor import Executor
 from command_side.worker.outcomes import (
@@ -125,6 +126,10 @@ async def run(attempt: Attempt, children: Any = None) -> Outcome:
                 "handed_back",
                 TaskError(type="HandedBack", message="the worker stopped before the handler was done"),
             ),
+        ),
+        (
+            Lost("how", beside_others=True),
+            FailTask(3, "lost", TaskError(type="Lost", message="how"), beside_others=True, jitter=0.25),
         ),
         (Lost("how"), FailTask(3, "lost", TaskError(type="Lost", message="how"), jitter=0.25)),
         (Superseded(), None),
@@ -250,8 +255,11 @@ async def test_stops(why: Any, outcome: Outcome) -> None:
     [("cancelled", Cancelled()), ("superseded", Superseded()), ("handed_back", HandedBack())],
 )
 async def test_a_thread_that_returns_early_before_the_loop_hears_of_the_stop(
-    why: Any, outcome: Outcome
+    why: Any, outcome: Outcome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Handler and stop are both done when the loop looks."""
+    monkeypatch.setattr(executor, "in_thread", at_once)
+
     def thread(payload: None, ctx: TaskContext) -> str:
         assert ctx.cancel_requested
         return "half done"
@@ -259,6 +267,27 @@ async def test_a_thread_that_returns_early_before_the_loop_hears_of_the_stop(
     attempt = attempt_of(thread)
     attempt.stop(why)
     assert await run(attempt) == outcome
+
+
+def at_once(call: Callable[[], Outcome], *, name: str) -> asyncio.Future[Outcome]:
+    """A thread that has returned before anybody could look."""
+    answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+    answer.set_result(call())
+    return answer
+
+
+async def test_a_thread_that_sees_its_time_run_out_and_returns_first_has_timed_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(executor, "in_thread", at_once)
+
+    def thread(payload: None, ctx: TaskContext) -> str:
+        attempt.overran = True  # as another thread would see it
+        assert ctx.cancel_requested
+        return "half done"
+
+    attempt = attempt_of(thread, timeout_seconds=0.5)
+    assert await run(attempt) == TimedOut(0.5)
 
 
 async def test_a_thread_that_finishes_unaware_of_the_cancel_has_completed() -> None:

@@ -21,7 +21,8 @@ def test_a_process_answers_for_itself() -> None:
         assert (ask(live), ask(ready)) == (None, "PostgreSQL: gone; Redis: gone")
         said[0] = Health(live=False)
         assert ask(live) == ask(ready) == "the main loop does not tick"
-        assert ask(f"http://127.0.0.1:{port}/metrics") == "HTTP 404"
+        assert ask(f"http://127.0.0.1:{port}/metrics") is None
+        assert ask(f"http://127.0.0.1:{port}/elsewhere") == "HTTP 404"
 
 
 def test_nobody_answers_where_no_port_is_set() -> None:

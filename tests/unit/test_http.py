@@ -22,14 +22,13 @@ from events.errors import (
 )
 from taskledger.http import (
     PROBLEMS,
-    add_docs,
-    add_health,
     install,
     json_response,
     on_stopping,
     pointer,
     request_id,
 )
+from taskledger.operator_routes import add_docs, add_health, add_metrics
 
 SECRET = "hunter2"
 
@@ -81,6 +80,7 @@ def _app() -> FastAPI:
         return ["PostgreSQL: gone", "Redis: gone"]
 
     add_health(app, missing)
+    add_metrics(app)
     add_docs(app)
     return app
 

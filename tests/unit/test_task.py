@@ -250,6 +250,19 @@ def test_a_completion_repeated_with_another_result_is_refused() -> None:
         Story().given(START, COMPLETE).when(CompleteTask(1, {"sum": 4}))
 
 
+@pytest.mark.parametrize("max_attempts", [1, 3])
+def test_lost_in_a_child_beside_others_is_forgiven_only_so_often(max_attempts: int) -> None:
+    """Its worker was taken along, by another task or from within the child: nobody can tell."""
+    story = Story(max_attempts=max_attempts)
+    counted: list[bool] = []
+    while story.state.status != "dead":
+        attempt = story.state.attempt + 1
+        due = [QueueDue()] if story.state.status == "retrying" else []
+        story.given(*due, START, FailTask(attempt, "lost", beside_others=True, jitter=0.0))
+        counted += [event.counted for event in story.events[-2:] if isinstance(event, TaskFailed)]
+    assert counted == [False] * (max_attempts + 1) + [True] * max_attempts
+
+
 def test_a_lost_entry_is_replaced_only_at_the_position_it_was_seen_at() -> None:
     story = Story()
     assert names(story.when(ReplaceEntry(story.state.queued_position))) == ["TaskQueued"]

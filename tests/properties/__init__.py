@@ -1,0 +1,1 @@
+"""Properties: whatever happens, in whatever order, these hold. See conftest.py for long runs."""
