@@ -86,7 +86,9 @@ def count_fds(pid: int) -> int:
 
 def _mark(data: dict[str, Any]) -> str | None:
     payload: Any = data.get("payload")
-    return str(payload["mark"]) if isinstance(payload, dict) and "mark" in payload else None
+    fields = cast("dict[str, Any]", payload) if isinstance(payload, dict) else {}
+    mark = fields.get("mark")
+    return mark if isinstance(mark, str) else None
 
 
 _ATTEMPTS: Final = """

@@ -2,13 +2,13 @@
 
 import asyncio
 import contextlib
-import socket
-import struct
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
+
+from tests.chaos.proxied import READY_FOR_QUERY, Connection, reset
 
 T = TypeVar("T")
 
