@@ -129,6 +129,7 @@ def shut_down(cluster: Cluster, failpoint: str, command: str) -> None:
             cluster.terminate(name, within=20)
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("name", FAILPOINTS)
 def test_a_process_killed_at_a_border_loses_nothing(cluster: Cluster, name: str) -> None:
     tasks = Round(cluster)

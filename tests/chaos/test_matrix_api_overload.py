@@ -67,7 +67,7 @@ async def test_api_pool_exhausted(service: Service) -> None:
 
 
 async def test_api_pool_exhausted_for_reads(service: Service) -> None:
-    """The same of the query API."""
+    """The same of the query API -> the same, of reads."""
     await service.create()
     project(service.dsn)
     postgres = {"dsn": service.dsn, "pool_size": 1}

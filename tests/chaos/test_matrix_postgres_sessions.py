@@ -79,7 +79,7 @@ async def test_postgres_listener_suspended(
         async def replaced() -> bool:
             return all(set(store.sessions(name)) - set(silent) for name in names)
 
-        await eventually(replaced, "listeners on other sessions", within=10)
+        await eventually(replaced, "listeners on other sessions", within=20)
 
 
 @pytest.mark.faults

@@ -103,7 +103,7 @@ async def test_redis_full_and_every_worker_started_anew_is_still_drained(
 async def test_redis_full_and_the_api_started_anew_still_hands_out_what_there_is(
     system: System, broker: Redis
 ) -> None:
-    """The same for external kinds, whose consumer is the command API."""
+    """The same for external kinds, whose consumer is the command API -> it hands out what there is."""
     settings = settings_for(system.dsn, system.redis_url)
     claim = ("/queues/front/claim", {"worker": "w", "limit": 10})
     async with in_process(settings) as api:

@@ -98,7 +98,7 @@ async def test_worker_without_postgres_keeps_results_and_starts_nothing(
     when it is back."""
     await frail.dispatcher()
     running = await frail.worker()
-    tasks = await frail.create("sleep", {"seconds": 0.5}, 4)
+    tasks = await frail.create("sleep", {"seconds": 2}, 4)
     await frail.all(tasks, "running")
     await asyncio.to_thread(store.servers.crash_postgres)
 

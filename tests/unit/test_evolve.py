@@ -30,7 +30,7 @@ ERRORS = st.none() | st.builds(TaskError, type=st.text(max_size=5), message=st.t
 ATTEMPTS = st.integers(1, 6)
 COMMANDS: st.SearchStrategy[TaskCommand] = st.one_of(
     st.builds(StartTask, holder=st.none() | st.just("h"), worker=st.just("w")),
-    st.builds(CompleteTask, attempt=ATTEMPTS, result=st.none() | st.integers()),
+    st.builds(CompleteTask, attempt=ATTEMPTS, result=st.none() | st.integers(-(2**53) + 1, 2**53 - 1)),
     st.builds(
         FailTask,
         attempt=ATTEMPTS,
