@@ -62,8 +62,8 @@ async def test_api_silent_and_slow_clients_are_shown_out(url: str, quick: None) 
 
 
 async def test_api_idle_connections_are_kept_for_balancers(url: str, quick: None) -> None:
-    """A client rests between requests, or sends blank lines -> it keeps its connection for as long as balancers
-    do; blank lines do not keep it for ever."""
+    """A client rests between requests, or sends blank lines -> it keeps its connection for as long as
+    balancers do; blank lines do not keep it for ever."""
     async with wire(url) as kept, wire(url) as blank:
         for connection in (kept, blank):
             assert (await connection.ask(get("/health/live"))).status == 200
