@@ -12,6 +12,8 @@ UV := uv
 COMPILE := $(UV) pip compile --quiet --universal --generate-hashes --no-header --no-emit-index-url \
 	--no-annotate --python-version 3.11 --group build pyproject.toml
 PYTEST := $(PYTHON) -m pytest
+# One more than there are cores: most of a test is waiting.
+JOBS := $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )))
 
 .PHONY: help run test lint types test-faults test-servers chaos lock clean install-runtime install-dev
 
@@ -30,7 +32,7 @@ run: install-runtime
 test: lint types
 	echo '==> tests (without the long ones, make test-faults, and those that want the PostgreSQL and Redis of'
 	echo '    a Debian release, make test-servers)'
-	$(PYTEST) -n auto --dist loadgroup -m 'not servers and not faults' --cov --cov-report=term:skip-covered $(ARGS)
+	$(PYTEST) -n $(JOBS) --dist loadgroup -m 'not servers and not faults' --cov --cov-report=term:skip-covered $(ARGS)
 
 lint: install-dev
 	echo '==> format and lint'

@@ -93,7 +93,7 @@ class ReadWatch:
             try:
                 connection = await self._connect()
                 async with connection:
-                    await connection.execute(f"listen {READ_CHANNEL}")
+                    await answered(connection, f"listen {READ_CHANNEL}".encode(), seconds=_ANSWER_SECONDS)
                     pause = 0.1
                     await self._follow(connection)
             except (psycopg.Error, OSError) as error:

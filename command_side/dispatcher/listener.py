@@ -28,7 +28,7 @@ async def listen(connect: Callable[[], Awaitable[AsyncConnection[TupleRow]]], wa
     while True:
         try:
             async with await connect() as connection:
-                await connection.execute(f"listen {LOG_CHANNEL}")
+                await answered(connection, f"listen {LOG_CHANNEL}".encode(), seconds=_ANSWER_SECONDS)
                 wake.set()
                 waits = pauses()
                 while True:

@@ -55,6 +55,16 @@ class Store:
         )
         return [row[0] for row in rows]
 
+    def idle_sessions(self, name: str) -> list[int]:
+        """Of these, those that have had their answer: a backend stopped at work may hold what all need."""
+        rows = self.sql(
+            "select pid from pg_stat_activity where application_name = %s and datname = %s"
+            " and state = 'idle' and query like 'listen%%'",
+            name,
+            self.name,
+        )
+        return [row[0] for row in rows]
+
 
 def prepare(servers: Servers) -> None:
     with psycopg.connect(servers.direct_dsn, autocommit=True) as connection:

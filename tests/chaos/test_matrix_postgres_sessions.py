@@ -61,7 +61,7 @@ async def test_postgres_listener_suspended(
     async with query_api(store.dsn) as reads:
 
         async def listening() -> list[int]:
-            found = [store.sessions(name) for name in names]
+            found = [store.idle_sessions(name) for name in names]
             return [pids[0] for pids in found if len(pids) == 1]
 
         async def both() -> list[int]:

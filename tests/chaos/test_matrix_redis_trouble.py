@@ -267,6 +267,7 @@ async def test_redis_cut_in_the_middle_of_replies_doubles_nothing(
 
 
 @pytest.mark.faults  # until the worker notices by its socket timeout
+@pytest.mark.faults
 async def test_redis_frozen_keeps_no_worker_from_stopping(system: System, valkey: Servers) -> None:
     """SIGTERM while Redis does not answer -> the worker hands back and leaves within its time."""
     running = await system.create("wait_async", {}, 2)

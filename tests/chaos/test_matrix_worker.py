@@ -216,6 +216,7 @@ async def test_worker_with_healthy_tasks_ten_times_longer_than_the_lease_keeps_t
     await tasks.completed_once(long, within=seconds + 20)
 
 
+@pytest.mark.faults
 async def test_worker_taken_along_by_its_handler_each_time_and_nobody_else_is_condemned(
     cluster: Cluster, tasks: System
 ) -> None:

@@ -74,6 +74,7 @@ async def test_worker_with_a_hundred_tasks_keeps_them_while_postgres_is_away_for
     assert frail.workers[0].worker.status()["outcomes"] == {"completed": 100}
 
 
+@pytest.mark.faults
 async def test_worker_whose_lease_connection_hangs_renews_over_another(frail: System, store: Store) -> None:
     """The one session that renews gets no answer any more (a frozen backend, a dead network) -> it is cut
     and replaced within the lease; nothing is stolen."""

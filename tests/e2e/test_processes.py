@@ -91,6 +91,7 @@ def run_the_examples(dsn: str, url: str, folder: Path) -> None:
     assert finished("verify", folder=folder, **env).endswith(": no difference")
 
 
+@pytest.mark.faults
 def test_two_of_each_on_the_newest_servers(empty_dsn: str, redis_url: str, tmp_path: Path) -> None:
     run_the_examples(empty_dsn, redis_url, tmp_path)
 
