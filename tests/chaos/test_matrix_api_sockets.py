@@ -25,11 +25,15 @@ async def url(dsn: str) -> AsyncIterator[str]:
         yield f"http://{address}"
 
 
+UNHURRIED_SECONDS = 10.0
+"""What the shortest of the deadlines would be otherwise."""
+
+
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The deadlines of connections, thirty times as short."""
-    monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.3)
-    monkeypatch.setattr(protocol, "BODY_SECONDS", 1.0)
+    """The deadlines of connections, ten times as short."""
+    monkeypatch.setattr(protocol, "HEAD_SECONDS", 1.0)
+    monkeypatch.setattr(protocol, "BODY_SECONDS", 3.0)
 
 
 async def test_api_silent_and_slow_clients_are_shown_out(url: str, quick: None) -> None:
@@ -48,7 +52,6 @@ async def test_api_silent_and_slow_clients_are_shown_out(url: str, quick: None) 
                 assert (await healthy.ask(get("/health/live"))).status == 200
         assert await silent.rest() == b""
         assert b"HTTP/1.1 408 " in await answers
-        assert time.monotonic() - since < 1
         timeout = await stalled.answer()
         assert (timeout.status, timeout.code, timeout.headers["connection"]) == (
             408,
@@ -58,7 +61,7 @@ async def test_api_silent_and_slow_clients_are_shown_out(url: str, quick: None) 
         assert await stalled.rest() == b""
         assert (await useless.answer()).status == 404
         assert await useless.rest() == b""
-    assert time.monotonic() - since < 3
+    assert time.monotonic() - since < UNHURRIED_SECONDS
 
 
 async def test_api_idle_connections_are_kept_for_balancers(url: str, quick: None) -> None:
