@@ -5,7 +5,8 @@ nursery has one thread and has drawn no random number, so that what is forked fr
 It ends with the program that uses it, and all that it has forked end with it.
 
 Lines of JSON on the socket: {"argv", "env", "cwd", "out", "err"} asks for a process and is answered by
-{"started": pid}; {"ended": pid, "code": exit code or minus the signal} comes when one has ended.
+{"started": pid}, with the process's own handle beside it; {"ended": pid, "code": exit code or minus the
+signal} comes when one has ended.
 """
 
 import importlib
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import threading
 import traceback
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -35,9 +37,9 @@ _START_SECONDS: Final = 60.0
 class Fork:
     """A process of the nursery, as its user sees it."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, handle: int) -> None:
         self.pid = pid
-        self._handle = os.pidfd_open(pid)  # a number alone may soon be somebody else's
+        self._handle = handle  # a number alone may soon be somebody else's
         self._ended = threading.Event()
         self._code = 0
 
@@ -101,20 +103,20 @@ class Nursery:
                 argv, env=env, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True
             )
         opened.set()
-        with ours, process:
-            for message in _messages(ours):
-                self._hear(message)
+        with process, ours:  # the socket first: the nursery ends when it is closed
+            for message, handles in _messages(ours):
+                self._hear(message, handles)
         with self._started:
             self._control = None
             for fork in self._forks.values():
                 fork.ended(-signal.SIGKILL)
             self._forks.clear()
 
-    def _hear(self, message: Any) -> None:
+    def _hear(self, message: Any, handles: deque[int]) -> None:
         with self._started:
             if "started" in message:
                 pid = int(message["started"])
-                self._newest = self._forks[pid] = Fork(pid)
+                self._newest = self._forks[pid] = Fork(pid, handles.popleft())
                 self._started.notify_all()
             else:
                 self._forks.pop(int(message["ended"])).ended(int(message["code"]))
@@ -159,7 +161,12 @@ class _Server:
             self._control.close()
             self._wake.close()
             _become(job, parent)
-        self._say({"started": pid})
+        # Only its parent can name it for certain: until it is reaped below, nobody else has its number.
+        handle = os.pidfd_open(pid)
+        try:
+            self._say({"started": pid}, handle)
+        finally:
+            os.close(handle)
 
     def _reap(self) -> None:
         with suppress(ChildProcessError):  # there is none left
@@ -167,8 +174,10 @@ class _Server:
                 pid, status = found
                 self._say({"ended": pid, "code": os.waitstatus_to_exitcode(status)})
 
-    def _say(self, message: Any) -> None:
-        self._control.sendall(json.dumps(message).encode() + b"\n")
+    def _say(self, message: Any, *handles: int) -> None:
+        line = json.dumps(message).encode() + b"\n"
+        sent = socket.send_fds(self._control, [line], handles)
+        self._control.sendall(line[sent:])
 
 
 def _become(job: dict[str, Any], parent: int) -> NoReturn:
@@ -199,12 +208,18 @@ def _become(job: dict[str, Any], parent: int) -> NoReturn:
         os._exit(code)
 
 
-def _messages(control: socket.socket) -> Iterator[Any]:
+def _messages(control: socket.socket) -> Iterator[tuple[Any, deque[int]]]:
+    """Each with the handles that have come and that nobody took: one comes with its line's first byte."""
     unread = b""
-    while data := control.recv(65536):
+    handles = deque[int]()
+    while True:
+        data, came, _, _ = socket.recv_fds(control, 65536, 16, socket.MSG_CMSG_CLOEXEC)
+        if not data:
+            return
+        handles.extend(came)
         *lines, unread = (unread + data).split(b"\n")
         for line in lines:
-            yield json.loads(line)
+            yield json.loads(line), handles
 
 
 def _noticed(_number: int, _frame: object) -> None:

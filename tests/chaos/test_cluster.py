@@ -1,8 +1,10 @@
 """The processes under test, as the harness keeps them: what it says of them is so."""
 
+import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 
 from tests.chaos import plants
 from tests.chaos.cluster import Cluster
+from tests.chaos.nursery import NURSERY
 from tests.chaos.plants import PLANTS
 from tests.support import wait_until
 
@@ -57,6 +60,27 @@ def test_every_process_ends_in_order_when_it_is_asked_to(cluster: Cluster) -> No
         cluster.await_ready(name)
 
 
+def test_processes_that_end_before_anybody_looks_are_told_all_the_same(tmp_path: Path) -> None:
+    busy = threading.Event()
+
+    def keep_the_interpreter_busy() -> None:
+        while not busy.is_set():
+            continue
+
+    others = [threading.Thread(target=keep_the_interpreter_busy) for _ in range(3)]
+    for other in others:
+        other.start()
+    try:
+        for _ in range(10):
+            out = tmp_path / "out"
+            fork = NURSERY.fork(["no-command"], env=os.environ, cwd=tmp_path, out=out, err=out)
+            assert fork.wait(30) == 2
+    finally:
+        busy.set()
+        for other in others:
+            other.join()
+
+
 def test_a_process_that_refuses_to_run_is_told_at_once(tmp_path: Path, dsn: str, redis_url: str) -> None:
     env = {"TASKLEDGER__HANDLERS": '["tests.chaos.no_such_module"]'}
     cluster = Cluster(tmp_path, dsn=dsn, redis_url=redis_url, copies={"worker": 1}, env=env)
@@ -69,6 +93,7 @@ STARTER = """
 import json, sys, time
 from pathlib import Path
 from tests.chaos.cluster import Cluster
+from tests.chaos.nursery import NURSERY
 folder, dsn, redis_url = sys.argv[1:]
 with Cluster(Path(folder), dsn=dsn, redis_url=redis_url, copies={"worker": 1, "projector": 1}) as cluster:
     cluster.suspend("projector-0")
