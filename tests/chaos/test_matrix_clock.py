@@ -85,6 +85,7 @@ class Skewed:
 
     def first_said(self) -> datetime:
         """By its own clock."""
+        wait_until(lambda: self._lines, "it to say something")  # its output comes on another thread
         return datetime.fromisoformat(json.loads(self._lines[0])["timestamp"])
 
     def _hear(self, _label: str, line: str) -> None:
