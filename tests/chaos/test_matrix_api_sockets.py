@@ -45,7 +45,7 @@ async def test_api_silent_and_slow_clients_are_shown_out(url: str, quick: None) 
         useless.send(head("/nothing", content_length=100) + b"{")
         answers: asyncio.Task[bytes] = asyncio.create_task(slow.rest())
         async with wire(url) as healthy:
-            for byte in get("/health/live", x_filler="x" * 1000):
+            for byte in get("/health/live", x_filler="x" * 10_000):
                 if answers.done():
                     break
                 slow.send(bytes([byte]))
