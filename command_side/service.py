@@ -102,13 +102,14 @@ class CommandService:
         With a key that was used before: the tasks of the first request, as they were created.
         Raises IdempotencyKeyReused if that request was another one.
         """
+        context = self._context(origin)
         streams: list[StreamAppend] = []
         events: list[EventRecord] = []
         for number, command in enumerate(commands):
             if number % CREATED_AT_ONCE == CREATED_AT_ONCE - 1:
                 await asyncio.sleep(0)
             task_id = ids[number] if ids is not None else new_task_id()
-            event = create(task_id, command, self._context(origin))
+            event = create(task_id, command, context, number)
             events.append(event)
             streams.append(self._stream(task_id, [event], command.tenant, command.kind, command.queue))
         outcome = await self._commits.append(AppendCommand(streams, key))

@@ -3,9 +3,8 @@
 An empty answer means that the command's effect holds already; a refusal is a CommandRejected.
 """
 
-from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from command_side.backoff import backoff_seconds
@@ -39,8 +38,7 @@ from events.task_events import (
 from events.task_state import TaskState
 
 
-@dataclass(frozen=True, slots=True)
-class Context:
+class Context(NamedTuple):
     """What the edge knows and decide() must not find out for itself."""
 
     now: datetime
@@ -53,11 +51,12 @@ class Context:
     actor: str | None = None
 
 
-def create(task_id: UUID, command: CreateTask, context: Context) -> TaskCreated:
+def create(task_id: UUID, command: CreateTask, context: Context, number: int = 0) -> TaskCreated:
+    """The task's first event; `number` tells those apart that one request creates."""
     return TaskCreated(
         originator_id=task_id,
         originator_version=1,
-        event_uid=context.uid,
+        event_uid=_numbered(context.uid, number),
         correlation_id=context.correlation_id,
         causation_id=context.causation_id,
         traceparent=context.traceparent,
@@ -228,11 +227,15 @@ class _Events:
             cls(
                 originator_id=self._state.id,
                 originator_version=self._state.version + n + 1,
-                event_uid=self._uid if n == 0 else f"{self._uid}.{n}",
+                event_uid=_numbered(self._uid, n),
                 **self._metadata,
                 **data,
             )
         )
+
+
+def _numbered(uid: str, n: int) -> str:
+    return uid if n == 0 else f"{uid}.{n}"
 
 
 def _unless(value: str | None, same: str | None) -> str | None:

@@ -16,7 +16,7 @@ or TaskCancelled, so whoever loads the task never sees the state between; a foll
 there shows it as retrying until its next batch. TaskCancelRequested keeps a task running.
 """
 
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from datetime import datetime
 from typing import Any, Final, Literal
 from uuid import UUID
@@ -118,6 +118,9 @@ class TaskState:
     actor: str | None = None
 
 
+_DEFAULTS: Final = {f.name: f.default for f in fields(TaskState) if f.default is not MISSING}
+
+
 def evolve(state: TaskState | None, event: EventRecord, *, at: datetime, position: int = 0) -> TaskState:
     """The task after `event`.
 
@@ -135,11 +138,15 @@ def evolve(state: TaskState | None, event: EventRecord, *, at: datetime, positio
     after = _after(state, event, at, position)
     after["version"] = event.originator_version
     after["position"] = position
-    # dataclasses.replace() takes 15 µs for this many fields; a copied dict takes one.
-    evolved = object.__new__(TaskState)
-    evolved.__dict__.update(state.__dict__)
-    evolved.__dict__.update(after)
-    return evolved
+    return _state({**state.__dict__, **after})
+
+
+def _state(values: dict[str, Any]) -> TaskState:
+    """With all fields, defaults included. A frozen dataclass's own __init__ sets each field by a call: it
+    takes 6 µs for this many, and dataclasses.replace() 15; this takes one."""
+    made = object.__new__(TaskState)
+    made.__dict__.update(values)
+    return made
 
 
 def _after(state: TaskState, event: EventRecord, at: datetime, position: int) -> dict[str, Any]:
@@ -211,26 +218,29 @@ def _after(state: TaskState, event: EventRecord, at: datetime, position: int) ->
 def _created(event: EventRecord, at: datetime, position: int) -> TaskState:
     if not isinstance(event, TaskCreated):
         raise UndecodableEvent(f"task {event.originator_id} begins with {type(event).__name__}")
-    return TaskState(
-        id=event.originator_id,
-        version=event.originator_version,
-        position=position,
-        status="scheduled" if event.scheduled else "queued",
-        kind=event.kind,
-        payload=event.payload,
-        queue=event.queue,
-        priority=event.priority,
-        max_attempts=event.max_attempts,
-        timeout_seconds=event.timeout_seconds,
-        created_at=at,
-        queued_position=0 if event.scheduled else position,
-        queued_at=None if event.scheduled else at,
-        tenant=event.tenant,
-        tags=event.tags,
-        retry=event.retry,
-        run_at=event.run_at,
-        due_at=event.run_at if event.scheduled else None,
-        correlation_id=event.correlation_id,
-        traceparent=event.traceparent,
-        actor=event.actor,
+    return _state(
+        {
+            **_DEFAULTS,
+            "id": event.originator_id,
+            "version": event.originator_version,
+            "position": position,
+            "status": "scheduled" if event.scheduled else "queued",
+            "kind": event.kind,
+            "payload": event.payload,
+            "queue": event.queue,
+            "priority": event.priority,
+            "max_attempts": event.max_attempts,
+            "timeout_seconds": event.timeout_seconds,
+            "created_at": at,
+            "queued_position": 0 if event.scheduled else position,
+            "queued_at": None if event.scheduled else at,
+            "tenant": event.tenant,
+            "tags": event.tags,
+            "retry": event.retry,
+            "run_at": event.run_at,
+            "due_at": event.run_at if event.scheduled else None,
+            "correlation_id": event.correlation_id,
+            "traceparent": event.traceparent,
+            "actor": event.actor,
+        }
     )

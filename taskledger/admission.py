@@ -44,9 +44,11 @@ class AdmissionMiddleware:
         token = _due.set(math.inf)
         intake = _Intake(self._room, receive, lateness)
         try:
-            if not scope["path"].startswith("/health/"):  # asked by those who judge us by the answer
+            declared = _declared(scope)
+            # Health is asked by those who judge us by the answer, and a body is judged by its end.
+            if not declared and not scope["path"].startswith("/health/"):
                 _begin(lateness)
-            self._room.check(_declared(scope))
+            self._room.check(declared)
             await self._app(scope, intake.receive, send)
         finally:
             self._room.taken -= intake.taken

@@ -46,6 +46,7 @@ __all__ = [
     "on_stopping",
     "pointer",
     "problem_of",
+    "problem_of_http",
     "problem_response",
     "request_id",
     "serve",
@@ -184,6 +185,11 @@ _HTTP_CODES: Final = {
 
 async def _on_http_exception(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101
+    return problem_of_http(error)
+
+
+def problem_of_http(error: HTTPException) -> Response:
+    """Starlette's own errors, ours for their statuses."""
     status = error.status_code
     known = HTTPStatus(status)
     code, detail = _HTTP_CODES.get(status, (known.name.lower(), known.phrase))

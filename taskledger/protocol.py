@@ -16,6 +16,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from taskledger.gathering import GatheringTransport
 from taskledger.lateness import LATENESS, lateness
 from taskledger.refusals import Refusal
 from taskledger.telemetry import get_logger
@@ -93,6 +94,7 @@ class ServerConfig(uvicorn.Config):
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,  # nothing here asks who called or how
             timeout_keep_alive=IDLE_SECONDS,
             timeout_graceful_shutdown=graceful_seconds,
         )
@@ -137,7 +139,7 @@ class HttpConnection(HttpToolsProtocol):
     # What asyncio calls
 
     def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
+        super().connection_made(cast("asyncio.Transport", GatheringTransport(transport, self.loop)))
         self._socket = transport.get_extra_info("socket")
         # Knows nothing of this object: a request that did would keep its body until a garbage collection.
         self._extensions = {LATENESS: partial(lateness, transport, self._socket)}

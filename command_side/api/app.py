@@ -26,6 +26,7 @@ from events.errors import BrokerUnavailable, ConfigurationError, Overloaded
 from events.group_commit import GroupCommit
 from events.postgres_log import PostgresLog
 from events.witness import Witness
+from taskledger.direct import DirectMiddleware
 from taskledger.http import install, on_stopping, serve
 from taskledger.operator_routes import add_docs, add_health, add_metrics
 from taskledger.postgres import WAITING_PER_CONNECTION, connect, make_pool
@@ -88,6 +89,8 @@ def create_app(settings: Settings) -> FastAPI:
             await stack.enter_async_context(_background(database))
             yield
 
+    submit = SubmitRoutes(api)
+
     async def degraded() -> Sequence[str]:
         return [] if entries is None else await _degraded(entries)
 
@@ -101,8 +104,9 @@ def create_app(settings: Settings) -> FastAPI:
             lifespan=lifespan,
         ),
         settings,
+        submit,
     )
-    for routes in (SubmitRoutes(api), TaskRoutes(api), QueueRoutes(api)):
+    for routes in (submit, TaskRoutes(api), QueueRoutes(api)):
         app.include_router(routes.router())
     add_health(app, database.missing, degraded)
     add_metrics(app)
@@ -112,13 +116,14 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
-def _describe(app: FastAPI, settings: Settings) -> FastAPI:
+def _describe(app: FastAPI, settings: Settings, submit: SubmitRoutes) -> FastAPI:
     openapi.describe(app, REQUESTS)
     if settings.http.max_body_bytes_in_memory < settings.command_api.max_batch_bytes:
         raise ConfigurationError(
             "TASKLEDGER__HTTP__MAX_BODY_BYTES_IN_MEMORY: no room for one batch"
             f" (TASKLEDGER__COMMAND_API__MAX_BATCH_BYTES is {settings.command_api.max_batch_bytes})"
         )
+    app.add_middleware(DirectMiddleware, routes=submit.direct())
     install(app, settings.http)
     return app
 

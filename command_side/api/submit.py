@@ -10,6 +10,9 @@ from command_side.api.body import idempotency_key, keyed, read
 from command_side.api.context import Api, origin
 from command_side.api.schemas import BatchAnswer, NewTask, NewTasks, TaskAnswer
 from command_side.errors import InvalidCommand, Violation
+from events.deadline import until
+from taskledger.admission import due
+from taskledger.direct import Endpoint
 from taskledger.http import json_response
 from taskledger.strict_json import MAX_DEPTH
 
@@ -45,15 +48,18 @@ class SubmitRoutes:
         )
         return router
 
+    def direct(self) -> dict[tuple[str, str], Endpoint]:
+        """For DirectMiddleware."""
+        return {("POST", "/tasks"): self.create, ("POST", "/tasks/batch"): self.create_batch}
+
     async def create(self, request: Request) -> Response:
         api = self._api
         key = idempotency_key(request)
         body, value = await read(request, NewTask, limit=api.settings.max_body_bytes)
         await api.database.ready()
         commands = api.kinds.commands([("", body)], api.clock.now())
-        created = await api.within_budget(
-            api.service.create(commands, origin(request), keyed(key, "create", value))
-        )
+        with until(due()):
+            created = await api.service.create(commands, origin(request), keyed(key, "create", value))
         task = created.tasks[0]
         headers = {"Location": f"{api.tasks_url}/{task.id}?min_position={api.token(created.position)}"}
         if created.replayed:
@@ -72,9 +78,8 @@ class SubmitRoutes:
         await api.database.ready()
         places = ((f"/tasks/{n}", task) for n, task in enumerate(body.tasks))
         commands = api.kinds.commands(places, api.clock.now())
-        created = await api.within_budget(
-            api.service.create(commands, origin(request), keyed(key, "batch", value))
-        )
+        with until(due()):
+            created = await api.service.create(commands, origin(request), keyed(key, "batch", value))
         tasks = [
             {"id": t.id, "version": t.version, "status": t.status, "position": api.token(t.position)}
             for t in created.tasks
