@@ -21,6 +21,8 @@ from tests.support import wait_until
 KINDS: Final = ("command-api", "query-api", "dispatcher", "projector", "worker")
 SESSION_SECONDS: Final = 5.0
 """After which PostgreSQL ends the session of a leader that fell silent."""
+REBUILT_WITHIN_SECONDS: Final = 300.0
+"""Under load, of a log that grows for as long as the campaign lasts."""
 FIRES_WITHIN_SECONDS: Final = 20.0
 
 
@@ -98,7 +100,7 @@ def fail_at(point: str, world: World) -> str:
     before = world.cluster.restarts
     failpoints.arm(point)
     if command == "rebuild":
-        world.cluster.run("rebuild")
+        world.cluster.run("rebuild", within=REBUILT_WITHIN_SECONDS)
     elif point.startswith("shutdown-"):
         world.cluster.terminate(_ready(world, command))
     try:
@@ -107,7 +109,7 @@ def fail_at(point: str, world: World) -> str:
         failpoints.disarm(point)
         raise MissedError(f"{point}: nobody passed") from error
     if command == "rebuild":
-        done = world.cluster.run("rebuild")
+        done = world.cluster.run("rebuild", "--prune", within=REBUILT_WITHIN_SECONDS)
         if done.returncode != 0:
             raise AssertionError(f"the rebuild after one that was killed said:\n{done.stdout}{done.stderr}")
         return command
