@@ -84,7 +84,7 @@ class System:
         states = await self.service.commands.load([task.id for task in tasks])
         return [states[task.id].status for task in tasks]
 
-    async def all(self, tasks: Sequence[TaskState], status: str, *, within: float = 15.0) -> None:
+    async def all(self, tasks: Sequence[TaskState], status: str, *, within: float = 40.0) -> None:
         async def reached() -> bool:
             found = await self.statuses(tasks)
             assert set(found) == {status}, {name: found.count(name) for name in found}
@@ -92,13 +92,13 @@ class System:
 
         await eventually(reached, f"every task to be {status}", within=within)
 
-    async def settled(self, tasks: Sequence[TaskState], *, within: float = 15.0) -> None:
+    async def settled(self, tasks: Sequence[TaskState], *, within: float = 40.0) -> None:
         async def reached() -> bool:
             return set(await self.statuses(tasks)) <= SETTLED
 
         await eventually(reached, "every task to settle", within=within)
 
-    async def completed_once(self, tasks: Sequence[TaskState], *, within: float = 15.0) -> None:
+    async def completed_once(self, tasks: Sequence[TaskState], *, within: float = 40.0) -> None:
         """Every task completes, after one attempt and without a second queueing."""
         await self.all(tasks, "completed", within=within)
         await self.ran_once(tasks)

@@ -97,7 +97,7 @@ async def test_api_answers_that_nobody_reads_are_given_up(
         async def cut() -> bool:
             return not made[0].connections and not made[0].tasks
 
-        await eventually(cut, "the connection and its request to be gone")
+        await eventually(cut, "the connection and its request to be gone", within=40)
         opened.reset()
 
 
