@@ -130,9 +130,12 @@ def _fallen(world: World, before: Mapping[str, int]) -> str:
 
 def proxied(server: str, act: Callable[[Proxy], None], seconds: float, world: World) -> str:
     proxy = world.servers.postgres_proxy if server == "postgres" else world.servers.redis_proxy
-    struck = proxy.connections
-    if not struck:
-        raise MissedError(f"nobody is connected to {server}")
+    try:  # after another fault, clients come back after a pause
+        struck: int = wait_until(
+            lambda: proxy.connections, f"connections to {server}", within=FIRES_WITHIN_SECONDS
+        )
+    except AssertionError as error:
+        raise MissedError(f"nobody is connected to {server}") from error
     act(proxy)
     try:
         world.hold(seconds)
