@@ -3,6 +3,8 @@
 import asyncio
 from collections.abc import Callable
 
+import pytest
+
 from taskledger.gathering import GatheringTransport
 
 
@@ -55,23 +57,15 @@ async def test_writes_of_one_turn_leave_together_and_later_ones_after_them() -> 
     assert below.told == [b"headbody", b"more"]
 
 
-async def test_nothing_that_was_written_before_the_end_is_lost() -> None:
+@pytest.mark.parametrize(("end", "told"), [("close", [b"last", "close"]), ("abort", ["abort"])])
+async def test_a_close_sends_what_was_written_and_an_abort_nothing(end: str, told: list[object]) -> None:
     below = Below()
     transport = _gathering(below)
     transport.write(b"last")
-    transport.close()
+    getattr(transport, end)()
     await _turn()
-    assert below.told == [b"last", "close"]
+    assert below.told == told
     assert transport.is_closing()
-
-
-async def test_an_abort_sends_nothing_more() -> None:
-    below = Below()
-    transport = _gathering(below)
-    transport.write(b"too late")
-    transport.abort()
-    await _turn()
-    assert below.told == ["abort"]
 
 
 async def test_everything_else_is_the_transports_own() -> None:
