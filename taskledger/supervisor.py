@@ -99,7 +99,7 @@ class Supervisor:
                 signal.signal(number, handler)
 
     def _start(self, undo: ExitStack) -> None:
-        chosen = ports.choose_ports(self._settings)
+        chosen = ports.choose_ports(self._settings, undo)
         undo.callback(self._stop)
         if self._servers.names:
             _logger.info("starting servers", servers=self._servers.names, data=str(self._settings.data_dir))
