@@ -3,26 +3,27 @@
 import asyncio
 import os
 import signal
-import socket
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
+import pytest
 
 from projector.verify import inspect
+from tests.chaos.ports import Ports
 from tests.integration.projection import present, project
 from tests.support import Service, eventually
 
 ROOT = Path(__file__).parents[2]
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+@pytest.fixture
+def port() -> Iterator[int]:
+    ports = Ports()
+    yield ports.take()
+    ports.release()
 
 
 @asynccontextmanager
@@ -48,10 +49,11 @@ async def _ended(process: asyncio.subprocess.Process) -> tuple[int | None, str]:
     return process.returncode, errors.decode()
 
 
-async def test_a_long_poll_is_answered_when_the_process_is_told_to_stop(service: Service) -> None:
+async def test_a_long_poll_is_answered_when_the_process_is_told_to_stop(
+    service: Service, port: int
+) -> None:
     task = await service.create()
     project(service.dsn)
-    port = _free_port()
     async with (
         _process("query-api", service.dsn, TASKLEDGER__QUERY_API__PORT=str(port)) as process,
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as client,
