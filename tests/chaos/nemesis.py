@@ -101,9 +101,9 @@ def fail_at(point: str, world: World) -> str:
     failpoints.arm(point)
     if command == "rebuild":
         world.cluster.run("rebuild", within=REBUILT_WITHIN_SECONDS)
-    elif point.startswith("shutdown-"):
-        world.cluster.terminate(_ready(world, command))
     try:
+        if point.startswith("shutdown-"):
+            _stop_until(lambda: failpoints.fired(point), command, world)
         wait_until(lambda: failpoints.fired(point), f"{point} to fire", within=FIRES_WITHIN_SECONDS)
     except AssertionError as error:
         failpoints.disarm(point)
@@ -114,6 +114,23 @@ def fail_at(point: str, world: World) -> str:
             raise AssertionError(f"the rebuild after one that was killed said:\n{done.stdout}{done.stderr}")
         return command
     return _fallen(world, before)
+
+
+def _stop_until(fired: Callable[[], bool], kind: str, world: World) -> None:
+    """Tells one to stop, and another when something else ended it on its way, such as a task that kills."""
+    deadline = time.monotonic() + FIRES_WITHIN_SECONDS
+    while time.monotonic() < deadline and not fired():
+        _stop(fired, _ready(world, kind), world)
+
+
+def _stop(fired: Callable[[], bool], name: str, world: World) -> None:
+    before = world.cluster.restarts[name]
+    world.cluster.terminate(name)
+    wait_until(
+        lambda: fired() or world.cluster.restarts[name] > before,
+        f"the end of {name}",
+        within=FIRES_WITHIN_SECONDS,
+    )
 
 
 def _fallen(world: World, before: Mapping[str, int]) -> str:
