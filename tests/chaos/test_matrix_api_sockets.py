@@ -91,11 +91,11 @@ async def test_api_answers_that_nobody_reads_are_given_up(
     async with on_port(create_app(settings_for(dsn, NO_REDIS))) as address:
         opened = await Wire.open(f"http://{address}")
         opened.pause_reading()
-        for _ in range(400):
-            opened.send(get("/openapi.json"))
 
         async def cut() -> bool:
-            return not made[0].connections and not made[0].tasks
+            # Without an end: a machine under load refuses some, in few bytes that a socket can hold.
+            opened.send(get("/openapi.json") * 20)
+            return bool(made) and not made[0].connections and not made[0].tasks
 
         await eventually(cut, "the connection and its request to be gone", within=40)
         opened.reset()
