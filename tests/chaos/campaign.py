@@ -145,7 +145,10 @@ class Campaign:
             lag=load.lag(),
             pending=pending,
             stream_lengths=lengths,
-            connections=(before.connections, after.connections),
+            connections={
+                name: (before.connections.get(name, 0), after.connections.get(name, 0))
+                for name in {*before.connections, *after.connections}
+            },
             fds={name: (count, after.fds.get(name, 0)) for name, count in before.fds.items()},
             last_heal_ns=healed,
             settled_ns=settled,

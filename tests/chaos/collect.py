@@ -71,13 +71,14 @@ def head(dsn: str) -> int:
     return 0 if row is None or row[0] is None else int(row[0])
 
 
-def count_connections(dsn: str) -> int:
-    """Of our processes."""
+def count_connections(dsn: str) -> dict[str, int]:
+    """Of our processes, by what the connection is called."""
     with psycopg.connect(dsn) as connection:
-        row = connection.execute(
-            "select count(*) from pg_stat_activity where application_name like 'taskledger-%'"
-        ).fetchone()
-    return 0 if row is None else int(row[0])
+        rows = connection.execute(
+            "select application_name, count(*) from pg_stat_activity"
+            " where application_name like 'taskledger-%' group by 1"
+        ).fetchall()
+    return {name.removeprefix("taskledger-"): count for name, count in rows}
 
 
 def count_fds(pid: int) -> int:

@@ -88,7 +88,7 @@ class Drained:
     lag: int
     pending: list[PendingEntry]
     stream_lengths: Mapping[str, int]
-    connections: tuple[int, int]
+    connections: Mapping[str, tuple[int, int]]
     fds: Mapping[str, tuple[int, int]]
     last_heal_ns: int
     settled_ns: int | None

@@ -142,7 +142,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    connections: int
+    connections: Mapping[str, int]
     fds: Mapping[str, int]
 
     @classmethod

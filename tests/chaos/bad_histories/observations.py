@@ -193,7 +193,7 @@ def an_entry_that_nobody_takes_over(story: Story) -> Evidence:
 
 @breaks("L4")
 def connections_that_leak(story: Story) -> Evidence:
-    return drained(story, connections=(20, 60))
+    return drained(story, connections={"worker": (4, 20)})
 
 
 @breaks("L4")
