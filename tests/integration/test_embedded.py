@@ -29,6 +29,14 @@ Server = EmbeddedPostgres | EmbeddedValkey
 SERVERS = [EmbeddedPostgres, EmbeddedValkey]
 both = pytest.mark.parametrize("kind", SERVERS)
 needs_proc = pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks for processes in /proc")
+
+
+def installed_openly() -> bool:
+    """Whether any user may enter the folders that the server's programs lie in."""
+    program = Path(sys.prefix)
+    return all(folder.stat().st_mode & 0o001 for folder in (program, *program.parents))
+
+
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="about starting as root")
 needs_setpriv = pytest.mark.skipif(
     not shutil.which("setpriv"), reason="no setpriv: the next start cleans up instead"
@@ -346,15 +354,24 @@ def test_without_the_wheels_the_line_says_what_to_install(
 
 
 @needs_root
-def test_root_without_namespaces_becomes_another_user_or_names_the_closed_folder(
+def test_root_without_namespaces_names_the_closed_folder(
     tmp_path: Path, short_path: Callable[..., str]
 ) -> None:
     (tmp_path / "closed").mkdir(mode=0o700)
+    # Whose own folder is closed, as one from mktemp is, hears of that first.
+    expected = r"cannot enter .*TASKLEDGER__DATA_DIR" if installed_openly() else "where it is installed"
     with (
-        pytest.raises(EmbeddedServerError, match=r"cannot enter .*TASKLEDGER__DATA_DIR"),
+        pytest.raises(EmbeddedServerError, match=expected),
         holder(EmbeddedPostgres, tmp_path / "closed" / "data", path=short_path("setpriv")),
     ):
         pytest.fail("must not start")
+
+
+@needs_root
+@pytest.mark.skipif(
+    not installed_openly(), reason="this checkout lies in a folder that only root can enter"
+)
+def test_root_without_namespaces_becomes_another_user(short_path: Callable[..., str]) -> None:
     with tempfile.TemporaryDirectory() as name:
         open_folder = Path(name)
         open_folder.chmod(0o755)
