@@ -15,7 +15,7 @@ PYTEST := $(PYTHON) -m pytest
 # One more than there are cores: most of a test is waiting.
 JOBS := $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )))
 
-.PHONY: help run test lint types test-faults test-servers chaos lock clean install-runtime install-dev
+.PHONY: help run test lint types test-faults test-servers chaos bench lock clean install-runtime install-dev
 
 help:
 	echo 'make run           install what is needed and run everything on this machine (Ctrl-C stops it)'
@@ -23,6 +23,7 @@ help:
 	echo 'make test-faults   the faults that take long or load the machine, and planted bugs'
 	echo 'make test-servers  the tests that need the PostgreSQL and Redis of the Debian release'
 	echo 'make chaos         faults of every kind under load (MINUTES=30 SEED=…)'
+	echo 'make bench         measure beside other task services (ARGS="single --rounds 1"; see benchmarks/)'
 	echo 'make lock          compile the lock files anew (needs uv)'
 	echo 'make clean         remove the virtual environment and caches; .taskledger (data) stays'
 
@@ -57,6 +58,9 @@ test-faults: install-dev
 MINUTES := 30
 chaos: install-dev
 	$(PYTHON) -P -m tests.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+bench: install-dev
+	$(PYTHON) -P -m benchmarks $(ARGS)
 
 lock:
 	$(COMPILE) --extra embedded -o $(LOCKS)/runtime.lock

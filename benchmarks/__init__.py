@@ -1,0 +1,1 @@
+"""How fast it is beside other task services and beside what the machine could do: see README.md."""

@@ -1,0 +1,125 @@
+"""`make bench`: every workload on every subject in turn, again in each round.
+
+make bench ARGS='single bulk --subjects ours,pgqueuer --rounds 1' runs a part of it.
+"""
+
+import argparse
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from benchmarks import report, workloads
+from benchmarks.limits import LIMITS
+from benchmarks.servers import POSTGRES, Servers, running
+from benchmarks.subject import ROOT, Running, Subject, all_subjects
+
+Work = Callable[[workloads.Launch, int], workloads.Figures]
+WORKLOADS: dict[str, tuple[Work, int]] = {
+    "accept": (workloads.accept, 10_000),
+    "single": (workloads.single, 5_000),
+    "bulk": (partial(workloads.bulk, workers=1), 20_000),
+    "bulk-2": (partial(workloads.bulk, workers=2), 20_000),
+    "latency": (workloads.latency, 200),
+}
+"""With how many tasks."""
+
+
+def main() -> int:
+    options = _options()
+    subjects = all_subjects()
+    chosen = {name: subjects[name] for name in options.subjects or subjects}
+    pythons = {name: one.install(options.environments) for name, one in chosen.items()}
+    results: dict[str, dict[str, list[workloads.Figures]]] = {name: {} for name in options.parts}
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder, running(Path(folder)) as servers:
+        for number in range(options.rounds):
+            for part in options.parts:
+                for name, one in [*chosen.items(), *_limits_of(part)]:
+                    launch = partial(_launch, one, pythons.get(name), servers, Path(folder, "logs", name))
+                    began = time.monotonic()
+                    figures = WORKLOADS[part][0](launch, options.tasks or WORKLOADS[part][1])
+                    results[part].setdefault(one.title, []).append(figures)
+                    _say(f"round {number + 1}, {part}, {one.title}: {_line(figures, began)}")
+    _write(options.out, options.rounds, results)
+    return 0
+
+
+def _limits_of(part: str) -> list[tuple[str, Subject]]:
+    """What nothing can be faster than, measured beside it."""
+    return [(one.name, one) for one in LIMITS.get(part, [])]
+
+
+def _launch(subject: Subject, python: Path | None, servers: Servers, logs: Path, workers: int) -> Running:
+    return Running(subject, python or Path(sys.executable), servers, logs, workers)
+
+
+def _line(figures: workloads.Figures, began: float) -> str:
+    shown = [
+        f"{name} {value:,.2f}" for name, value in figures.items() if not name.startswith("CPU ms/task: ")
+    ]
+    return f"{', '.join(shown)} ({time.monotonic() - began:.0f} s)"
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def _machine(rounds: int) -> dict[str, Any]:
+    packages = ("fastapi", "uvicorn", "psycopg", "redis", "eventsourcing")
+    return {
+        "cores": os.cpu_count(),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "postgresql settings": {**POSTGRES, "fsync": "on", "synchronous_commit": "on"},
+        "packages": {name: version(name) for name in packages},
+        "rounds": rounds,
+    }
+
+
+def _write(out: Path, rounds: int, results: dict[str, dict[str, list[workloads.Figures]]]) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    machine = _machine(rounds)
+    header = (
+        f"Median (least–most) of {rounds} rounds, all subjects in turn in each; {machine['cores']} cores, "
+        f"everything on them; Python {machine['python']}; fsync and synchronous_commit on."
+    )
+    text = report.markdown(header, results)
+    (out / "results.md").write_text(text)
+    (out / "results.json").write_text(report.as_json(machine, results))
+    if "single" in results:
+        medians = {
+            title: statistics.median(one["completed/s"] for one in figures)
+            for title, figures in results["single"].items()
+        }
+        title = "HTTP tasks a second, submitted one by one, until all are readable as completed"
+        (out / "chart.svg").write_text(report.chart(title, medians))
+    _say(f"\n{text}")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(WORKLOADS)}; all if none")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tasks", type=int, help="instead of what each workload has")
+    parser.add_argument(
+        "--subjects", type=lambda text: text.split(","), help="folders, with commas between"
+    )
+    parser.add_argument("--out", type=Path, default=ROOT / "results")
+    parser.add_argument("--environments", type=Path, default=Path(".taskledger/bench"))
+    options = parser.parse_args()
+    options.parts = options.parts or list(WORKLOADS)
+    if unknown := set(options.parts) - set(WORKLOADS):
+        parser.error(f"there is no part {', '.join(sorted(unknown))}")
+    return options
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
