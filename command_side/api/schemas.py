@@ -80,7 +80,10 @@ class NewTask(_Body):
     )
     max_attempts: Annotated[int, Field(ge=1, le=100)] = 5
     timeout_seconds: Annotated[float, Field(gt=0, le=MAX_TIMEOUT_SECONDS)] = 300.0
-    tags: Annotated[Names, Field(max_length=MAX_TAGS)] = []
+    # Made by a factory: pydantic copies a mutable default deeply, which costs as much as all the rest.
+    tags: Annotated[Names, Field(max_length=MAX_TAGS)] = Field(
+        default_factory=list, json_schema_extra={"default": []}
+    )
 
 
 class NewTasks(_Body):
