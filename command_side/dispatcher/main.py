@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import psycopg
+import uvloop
 from redis.asyncio import Redis
 
 from command_side.clock import DatabaseClock
@@ -46,7 +47,7 @@ def run(settings: Settings) -> None:
         return Health(live=heartbeat.alive(), missing=status.missing())
 
     with health_server(settings.health, health):
-        asyncio.run(_run(settings, status, heartbeat))
+        uvloop.run(_run(settings, status, heartbeat))
 
 
 async def _run(settings: Settings, status: DispatcherStatus, heartbeat: Heartbeat) -> None:

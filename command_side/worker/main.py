@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import uuid4
 
+import uvloop
 from psycopg import Connection
 from psycopg.rows import TupleRow
 from redis.asyncio import Redis
@@ -255,4 +256,4 @@ def run(settings: Settings) -> int:
             loop.add_signal_handler(number, on_signal)
         return await serve(settings, stop)
 
-    return asyncio.run(main())
+    return uvloop.run(main())
