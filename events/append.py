@@ -1,13 +1,14 @@
 """What one append carries and what it answers. Pure: shared by every adapter of the log."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
 from eventsourcing.persistence import Notification, StoredEvent
 
+from events.binary_arrays import BinaryArray, Bigints, Byteas, Ints, Texts, Uuids
 from events.tenants import DEFAULT_TENANT
 
 
@@ -45,11 +46,18 @@ class AppendCommand:
     @property
     def size(self) -> int:
         """Bytes of state, with an allowance for the row around each event."""
-        return sum(len(e.state) + EVENT_OVERHEAD_BYTES for s in self.streams for e in s.events)
+        size = 0
+        for stream in self.streams:
+            for event in stream.events:
+                size += len(event.state) + EVENT_OVERHEAD_BYTES
+        return size
 
     @property
     def count(self) -> int:
-        return sum(len(s.events) for s in self.streams)
+        count = 0
+        for stream in self.streams:
+            count += len(stream.events)
+        return count
 
 
 EVENT_OVERHEAD_BYTES: Final = 150
@@ -91,46 +99,57 @@ class RecordedEvent(Notification):
     kind: str
     queue: str
 
+    @classmethod
+    def of_row(cls, row: Sequence[Any]) -> "RecordedEvent":
+        """As the constructor, which sets each field of a frozen dataclass by a call, in half the time."""
+        made = object.__new__(cls)
+        made.__dict__.update(zip(_RECORDED, row, strict=True))
+        return made
 
-def append_parameters(commands: Sequence[AppendCommand]) -> tuple[list[Any], ...]:
+
+_RECORDED: Final = tuple(f.name for f in fields(RecordedEvent))
+
+
+def append_parameters(commands: Sequence[AppendCommand]) -> tuple[BinaryArray, ...]:
     """The function's arrays: one element an event, then one element a key."""
     numbers: list[int] = []
-    ids: list[UUID | str] = []
-    versions: list[int] = []
-    topics: list[str] = []
-    states: list[bytes] = []
-    tenants: list[str] = []
-    kinds: list[str] = []
-    queues: list[str] = []
+    streams: list[StreamAppend] = []
+    events: list[StoredEvent] = []
     keyed: list[tuple[int, IdempotencyKey]] = []
     for number, command in enumerate(commands):
         for stream in command.streams:
             for event in stream.events:
                 numbers.append(number)
-                ids.append(event.originator_id)
-                versions.append(event.originator_version)
-                topics.append(event.topic)
-                states.append(event.state)
-                tenants.append(stream.tenant)
-                kinds.append(stream.kind)
-                queues.append(stream.queue)
+                streams.append(stream)
+                events.append(event)
         if command.key is not None:
             keyed.append((number, command.key))
     return (
-        numbers,
-        ids,
-        versions,
-        topics,
-        states,
-        tenants,
-        kinds,
-        queues,
-        [number for number, _ in keyed],
-        [key.tenant for _, key in keyed],
-        [key.operation for _, key in keyed],
-        [key.key for _, key in keyed],
-        [key.fingerprint for _, key in keyed],
+        Ints.of(numbers),
+        Uuids.of([stream.originator_id for stream in streams]),
+        Bigints.of([event.originator_version for event in events]),
+        Texts.of([event.topic for event in events]),
+        Byteas.of([event.state for event in events]),
+        Texts.of([stream.tenant for stream in streams]),
+        Texts.of([stream.kind for stream in streams]),
+        Texts.of([stream.queue for stream in streams]),
+        *_key_parameters(keyed),
     )
+
+
+def _key_parameters(keyed: Sequence[tuple[int, IdempotencyKey]]) -> tuple[BinaryArray, ...]:
+    if not keyed:
+        return _NO_KEYS
+    return (
+        Ints.of([number for number, _ in keyed]),
+        Texts.of([key.tenant for _, key in keyed]),
+        Texts.of([key.operation for _, key in keyed]),
+        Texts.of([key.key for _, key in keyed]),
+        Byteas.of([key.fingerprint for _, key in keyed]),
+    )
+
+
+_NO_KEYS: Final = (Ints.of(()), Texts.of(()), Texts.of(()), Texts.of(()), Byteas.of(()))
 
 
 def outcomes_of(commands: Sequence[AppendCommand], row: Sequence[Any]) -> list[Outcome]:

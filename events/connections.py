@@ -16,6 +16,7 @@ from eventsourcing.persistence import PersistenceError
 from psycopg import AsyncConnection, AsyncCursor, Connection
 from psycopg.rows import TupleRow
 
+from events.binary_arrays import accept_arrays
 from events.deadline import pauses, remaining
 from events.errors import SchemaNotReady, StorageFull, StoreUnavailable
 
@@ -113,6 +114,7 @@ class Connections:
         """A connection of the caller's own, in autocommit. Raises psycopg's errors."""
         connection = self._connect()
         connection.autocommit = True
+        accept_arrays(connection)
         return connection
 
     def close(self) -> None:

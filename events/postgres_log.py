@@ -21,6 +21,7 @@ from events.append import (
     outcomes_of,
     recognise_own,
 )
+from events.binary_arrays import accept_arrays
 from events.connections import sever, unavailable
 from events.deadline import after, pauses, remaining, within
 from events.errors import LogRewound, SchemaNotReady, StoreUnavailable
@@ -161,6 +162,7 @@ class PostgresLog(PostgresLogReader):
         connection = self._connection
         if connection is None or connection.closed:
             connection = self._connection = await self._connect()
+            accept_arrays(connection)
             await self._meet(connection)
         try:
             cursor = connection.cursor(binary=True)
@@ -206,7 +208,7 @@ class PostgresLog(PostgresLogReader):
 
 
 def _events(rows: Sequence[TupleRow]) -> list[RecordedEvent]:
-    return [RecordedEvent(*row) for row in rows]
+    return [RecordedEvent.of_row(row) for row in rows]
 
 
 async def _pause(seconds: float, deadline: float, error: psycopg.Error) -> None:

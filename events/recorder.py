@@ -230,4 +230,4 @@ def _fetch(connection: Connection[TupleRow], statement: str, parameters: Sequenc
 
 
 def _events(rows: Sequence[TupleRow]) -> list[RecordedEvent]:
-    return [RecordedEvent(*row) for row in rows]
+    return [RecordedEvent.of_row(row) for row in rows]
