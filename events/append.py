@@ -8,7 +8,7 @@ from uuid import UUID
 
 from eventsourcing.persistence import Notification, StoredEvent
 
-from events.binary_arrays import BinaryArray, Bigints, Byteas, Ints, Texts, Uuids
+from events.binary_arrays import Bigints, BinaryArray, Byteas, Ints, Texts, Uuids
 from events.tenants import DEFAULT_TENANT
 
 

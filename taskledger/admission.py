@@ -32,9 +32,9 @@ def due() -> float:
 class AdmissionMiddleware:
     """Raises RequestExpired and Overloaded: it must lie within the one that turns errors into answers."""
 
-    def __init__(self, app: ASGIApp, *, max_body_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, *, room: "Room") -> None:
         self._app = app
-        self._room = _Room(max_body_bytes)
+        self._room = room
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -56,7 +56,9 @@ class AdmissionMiddleware:
 
 
 @dataclass(slots=True)
-class _Room:
+class Room:
+    """Bytes of bodies, of all requests under way together."""
+
     most: int
     taken: int = 0
 
@@ -71,7 +73,7 @@ class _Intake:
     """A request's body as it comes in. It counts until the request is answered, since what is made of
     it takes memory as long."""
 
-    room: _Room
+    room: Room
     next: Receive
     lateness: Callable[[], float]
     taken: int = 0

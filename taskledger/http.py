@@ -9,7 +9,7 @@ add_docs(app)
 
 import asyncio
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from http import HTTPStatus
 from typing import Any, Final, Protocol, runtime_checkable
@@ -26,7 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from events.errors import TaskledgerError
 from events.ids import new_uid
-from taskledger.admission import AdmissionMiddleware
+from taskledger.admission import AdmissionMiddleware, Room
 from taskledger.docs_page import tidy
 from taskledger.metrics import REFUSALS
 from taskledger.serving import is_stopping, on_stopping, serve
@@ -36,6 +36,7 @@ from taskledger.telemetry import get_logger
 __all__ = [
     "MAX_ERRORS",
     "PROBLEMS",
+    "Edge",
     "EdgeMiddleware",
     "Problem",
     "ProblemItem",
@@ -129,13 +130,18 @@ def problem_response(
     return Response(orjson.dumps(problem), status, headers, "application/problem+json")
 
 
-def install(app: FastAPI, http: HttpSettings = _DEFAULTS) -> None:
+Edge = Callable[[ASGIApp], ASGIApp]
+"""Wraps an application in the same middleware, with the same limits, as install() wraps FastAPI's."""
+
+
+def install(app: FastAPI, http: HttpSettings = _DEFAULTS) -> Edge:
     """Problem documents for every error, and the middleware. Call it before adding routes."""
+    room = Room(http.max_body_bytes_in_memory)
     app.router.redirect_slashes = False
     app.add_exception_handler(TaskledgerError, _on_our_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
-    app.add_middleware(AdmissionMiddleware, max_body_bytes=http.max_body_bytes_in_memory)
+    app.add_middleware(AdmissionMiddleware, room=room)
     app.add_middleware(EdgeMiddleware)  # the outermost
     describe = app.openapi
 
@@ -143,6 +149,7 @@ def install(app: FastAPI, http: HttpSettings = _DEFAULTS) -> None:
         return tidy(describe())
 
     app.__dict__["openapi"] = openapi  # FastAPI's documented way to change it is this assignment
+    return lambda inner: EdgeMiddleware(AdmissionMiddleware(inner, room=room))
 
 
 PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {

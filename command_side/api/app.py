@@ -26,7 +26,7 @@ from events.errors import BrokerUnavailable, ConfigurationError, Overloaded
 from events.group_commit import GroupCommit
 from events.postgres_log import PostgresLog
 from events.witness import Witness
-from taskledger.direct import DirectMiddleware
+from taskledger.direct import add_direct
 from taskledger.http import install, on_stopping, serve
 from taskledger.operator_routes import add_docs, add_health, add_metrics
 from taskledger.postgres import WAITING_PER_CONNECTION, connect, make_pool
@@ -123,8 +123,7 @@ def _describe(app: FastAPI, settings: Settings, submit: SubmitRoutes) -> FastAPI
             "TASKLEDGER__HTTP__MAX_BODY_BYTES_IN_MEMORY: no room for one batch"
             f" (TASKLEDGER__COMMAND_API__MAX_BATCH_BYTES is {settings.command_api.max_batch_bytes})"
         )
-    app.add_middleware(DirectMiddleware, routes=submit.direct())
-    install(app, settings.http)
+    add_direct(app, install(app, settings.http), submit.direct())
     return app
 
 

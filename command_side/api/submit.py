@@ -12,7 +12,7 @@ from command_side.api.schemas import BatchAnswer, NewTask, NewTasks, TaskAnswer
 from command_side.errors import InvalidCommand, Violation
 from events.deadline import until
 from taskledger.admission import due
-from taskledger.direct import Endpoint
+from taskledger.direct import Routes
 from taskledger.http import json_response
 from taskledger.strict_json import MAX_DEPTH
 
@@ -48,8 +48,7 @@ class SubmitRoutes:
         )
         return router
 
-    def direct(self) -> dict[tuple[str, str], Endpoint]:
-        """For DirectMiddleware."""
+    def direct(self) -> Routes:
         return {("POST", "/tasks"): self.create, ("POST", "/tasks/batch"): self.create_batch}
 
     # Both give the service the deadline and no timeout of asyncio's around it: append and reads keep to the

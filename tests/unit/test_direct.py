@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from events.errors import Overloaded, TaskledgerError
-from taskledger.direct import DirectMiddleware
+from taskledger.direct import add_direct
 from taskledger.http import install, json_response
 
 ERRORS: dict[str, TaskledgerError | HTTPException | RuntimeError] = {
@@ -29,8 +29,7 @@ async def echo(request: Request) -> Response:
 
 def _app(routes: dict[tuple[str, str], Callable[[Request], Awaitable[Response]]]) -> FastAPI:
     app = FastAPI(docs_url=None, redoc_url=None)
-    app.add_middleware(DirectMiddleware, routes=routes)
-    install(app)
+    add_direct(app, install(app), routes)
     app.add_api_route("/echo", echo, methods=["POST"], response_model=None)
     return app
 
