@@ -208,7 +208,8 @@ async def _take_up(parts: _Parts) -> tuple[Relay, Sweeper, asyncio.Event]:
         holes=holes,
         pace=parts.pace,
         status=parts.status,
-        folded=lambda: relay.checkpoint,
+        checkpoint=lambda: relay.checkpoint,
+        want=relay.want,
     )
     return relay, sweeper, wake
 

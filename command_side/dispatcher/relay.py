@@ -1,18 +1,22 @@
 """Follows the log: publishes what became queued, and keeps `outstanding`.
 
-For each batch the entries are published first, for the sake of latency, and the rows committed with
-their checkpoint after that. A crash in between leaves Redis ahead of the checkpoint: the next leader
-reads the queues' positions and passes over what is published, since an entry's id is its event's
-position. Redis behind the checkpoint cannot come from a crash of ours, because a publication that did not
-surely succeed makes its queue lag; it comes from a Redis that lost data, and is mended the same way.
+The entries of each batch are published at once; the rows follow with their checkpoint a few times a
+second, and until then an overlay has them. A crash in between leaves Redis ahead of the checkpoint: the
+next leader reads the queues' positions and passes over what is published, since an entry's id is its
+event's position. Whoever reads the table instead is told how far it is (the sweeper), or the overlay is
+committed before (a refill of Redis).
+
+Redis behind the checkpoint cannot come from a crash of ours, because a publication that did not surely
+succeed makes its queue lag; it comes from a Redis that lost data, and is mended the same way.
 
 While Redis is away the fold goes on, so that the sweeper and the next start have the truth.
 """
 
 import asyncio
 import contextlib
+import math
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from typing import Final
 from uuid import UUID
 
@@ -20,23 +24,23 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from command_side.broker import check_broker
+from command_side.dispatcher.histories import RECALL_CHUNK, Histories, readable
 from command_side.dispatcher.outstanding import (
     Changes,
     Poison,
-    Row,
     fold,
-    recall,
     tasks_before,
     tasks_to_recall,
 )
+from command_side.dispatcher.overlay import Overlay
 from command_side.dispatcher.publisher import Publisher
 from command_side.dispatcher.status import DispatcherStatus, Outage
 from command_side.dispatcher.store import Identity, OutstandingStore
 from events.append import RecordedEvent
 from events.codec import EventMapper
+from events.deadline import until
 from events.errors import CheckpointConflict, ConfigurationError, LogRewound, SchemaNotReady, Unavailable
 from events.log import LogReader
-from events.task_state import SETTLED
 from events.witness import WAY_OUT
 from taskledger.metrics import CHECKPOINT, LAG
 from taskledger.telemetry import get_logger
@@ -45,11 +49,13 @@ BATCH: Final = 2_000
 FIRST_BATCH: Final = 100
 """Batches grow from here, as their size in bytes allows."""
 BATCH_BYTES: Final = 16 * 1024 * 1024
+COMMIT_SECONDS: Final = 0.25
+"""After the oldest change that `outstanding` lacks, it is brought up to date."""
+LEAVE_SECONDS: Final = 1.0
+"""What a last commit may take at the end of a term: without it the next leader only reads more."""
 POLL_SECONDS: Final = 1.0
 LOOK_SECONDS: Final = 1.0
 """How often the positions in Redis are read: a loss goes unnoticed no longer than this."""
-RECALL_CHUNK: Final = 50
-"""Tasks whose whole history, payload included, is in memory at once."""
 
 _logger = get_logger(__name__)
 
@@ -94,6 +100,7 @@ class Relay:
         self._store = store
         self._redis = redis
         self._mapper = mapper
+        self._histories = Histories(log, mapper)
         self._publisher = Publisher(redis, identity.tag, status)
         self._start_head = identity.head
         self._status = status
@@ -106,28 +113,42 @@ class Relay:
         self._next_look = 0.0
         self._next_check = 0.0
         self._next_measure = 0.0
+        self._overlay = Overlay()
+        self._commit_at = math.inf
+        self._wanted = 0
         self._relayed = 0
         """Everything up to here that is queued is in Redis, as far as we know."""
         self._tag = identity.tag
         self._database = Outage("postgres", status)
+        self.folded = identity.checkpoint
+        """Position up to which the log is folded, and what is queued is published."""
         self.checkpoint = status.checkpoint = identity.checkpoint
+        """Position at which `outstanding` stands."""
         self.live = asyncio.Event()
         """Set once the fold has reached the head that the log had at the start. Only then is anything
         published: what is behind that is mostly finished by now."""
         status.waiting_for["log"] = f"reading up to position {identity.head}"
 
     async def run(self) -> None:
-        while True:
-            self._wake.clear()
-            try:
-                idle = not await self.turn()
-                self._database.is_over()
-            except (Unavailable, SchemaNotReady) as error:
-                await asyncio.sleep(self._database.goes_on(str(error)))
-                continue
-            if idle:
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), POLL_SECONDS)
+        try:
+            while True:
+                self._wake.clear()
+                try:
+                    more = await self.turn()
+                    self._database.is_over()
+                except (Unavailable, SchemaNotReady) as error:
+                    await asyncio.sleep(self._database.goes_on(str(error)))
+                    continue
+                if not more:
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self._wake.wait(), self._pause())
+        except asyncio.CancelledError:
+            with (
+                until(time.monotonic() + LEAVE_SECONDS),
+                contextlib.suppress(CheckpointConflict, Unavailable, SchemaNotReady),
+            ):
+                await self.commit()
+            raise
 
     async def turn(self) -> bool:
         """One batch, and a little mending in Redis; whether there is more to do at once."""
@@ -135,17 +156,40 @@ class Relay:
         if not self._reread:
             await self._reread_unreadable()
             self._reread = True
-        events = await self._log.read_after(self.checkpoint, limit=self._limit)
+        limit = self._limit
+        events = await self._log.read_after(self.folded, limit=limit)
         if events:
             await self._take(events)
-        if not self.live.is_set() and self.checkpoint >= self._start_head:
+        if not self.live.is_set() and self.folded >= self._start_head:
             self._status.waiting_for.pop("log", None)
+            await self.commit()  # for the sweeper, which begins now
             self.live.set()
+        if self._must_commit():
+            await self.commit()
         lagging = self.live.is_set() and await self._mend()
         if self.live.is_set() and not lagging and not self._broker.on:
-            self._relayed = self.checkpoint
+            self._relayed = self.folded
         await self._measure()
-        return bool(events) or lagging
+        return len(events) == limit or lagging
+
+    async def commit(self) -> None:
+        """Brings `outstanding` up to what is folded. Raises CheckpointConflict if another one leads."""
+        if self.folded > self.checkpoint:
+            await self._store.commit(self.checkpoint, self.folded, self._overlay.changes())
+            self._overlay.committed()
+            self.checkpoint = self._status.checkpoint = self.folded
+            self._commit_at = math.inf
+
+    def want(self, position: int) -> None:
+        """Somebody waits until `outstanding` is that far: it is brought there as soon as it is folded."""
+        self._wanted = max(self._wanted, position)
+
+    def _must_commit(self) -> bool:
+        late = time.monotonic() >= self._commit_at
+        return late or self._overlay.is_full or self.checkpoint < self._wanted <= self.folded
+
+    def _pause(self) -> float:
+        return max(0.0, min(POLL_SECONDS, self._commit_at - time.monotonic()))
 
     async def _measure(self) -> None:
         """Once a second: also while Redis is away, since that is when it matters."""
@@ -153,7 +197,7 @@ class Relay:
             return
         self._next_measure = time.monotonic() + LOOK_SECONDS
         head = await self._log.head()
-        for follower, position in (("outstanding", self.checkpoint), ("relay", self._relayed)):
+        for follower, position in (("outstanding", self.folded), ("relay", self._relayed)):
             CHECKPOINT.labels(follower).set(position)
             LAG.labels(follower).set(max(0, head - position))
 
@@ -166,39 +210,30 @@ class Relay:
 
     async def _take(self, events: Sequence[RecordedEvent]) -> None:
         self._store.saw(events[-1])
-        before, to = self.checkpoint, events[-1].id
-        changes = await self._fold(events, before)
+        changes = await self._fold(events)
         self._tell(changes.poison)
         if self.live.is_set() and self._broker_answers():
             with self._broker_errors():
-                await self._publisher.offer(changes.queued_after(before))
-        await self._store.commit(before, to, changes)
-        self.checkpoint = self._status.checkpoint = to
+                await self._publisher.offer(changes.queued_after(self.folded))
+        self._overlay.add(changes)
+        self.folded = events[-1].id
+        self._commit_at = min(self._commit_at, time.monotonic() + COMMIT_SECONDS)
         self._limit = _next_limit(self._limit, events)
 
-    async def _fold(self, events: Sequence[RecordedEvent], before: int) -> Changes:
+    async def _fold(self, events: Sequence[RecordedEvent]) -> Changes:
         known = tasks_before(events)
-        rows = await self._store.rows(sorted(known))
-        absent = tasks_to_recall(events, known - rows.keys())
-        return fold(rows, events, self._mapper.decode, await self._recall(sorted(absent), before))
-
-    async def _recall(self, tasks: Sequence[UUID], upto: int) -> dict[UUID, Row]:
-        recalled: dict[UUID, Row] = {}
-        for start in range(0, len(tasks), RECALL_CHUNK):
-            histories = await self._log.read_streams(tasks[start : start + RECALL_CHUNK])
-            for task, history in histories.items():
-                row = recall(history, upto, self._mapper.decode)
-                if row is not None:
-                    recalled[task] = row
-        return recalled
+        unknown = sorted(self._overlay.unknown(known))
+        self._overlay.learn(await self._store.rows(unknown, self.checkpoint))
+        rows = self._overlay.rows(known)
+        absent = sorted(tasks_to_recall(events, known - rows.keys()))
+        return fold(rows, events, self._mapper.decode, await self._histories.recall(absent, self.folded))
 
     async def _reread_unreadable(self) -> None:
         """Tasks that an earlier release could not read may mean something to this one."""
         beyond: UUID | None = None
         while tasks := await self._store.unreadable(beyond, RECALL_CHUNK):
             beyond = tasks[-1]
-            recalled = await self._recall(tasks, self.checkpoint)
-            changes = _readable(recalled)
+            changes = readable(await self._histories.recall(tasks, self.checkpoint))
             if changes.put or changes.gone:
                 await self._store.commit(self.checkpoint, self.checkpoint, changes)
                 _logger.info("tasks read again", count=len(changes.put) + len(changes.gone))
@@ -213,12 +248,15 @@ class Relay:
                 await check_broker(self._redis)
                 self._broker_checked = True
             queues: list[str] = []
-            if time.monotonic() >= self._next_look:
+            look = time.monotonic() >= self._next_look
+            if look or self._publisher.lags:
+                await self.commit()  # what the table lacks, a refill would lack
+            if look:
                 queues = await self._store.queued_queues()
                 await self._redis.ping()
                 self._next_look = time.monotonic() + LOOK_SECONDS
             try:
-                await self._publisher.look(queues, self._log.head, self.checkpoint)
+                await self._publisher.look(queues, self._log.head, self.folded)
             except LogRewound as error:
                 self._store.condemn_log(str(error))
                 raise
@@ -252,17 +290,6 @@ class Relay:
                 task=str(event.task_id),
                 reason=event.reason,
             )
-
-
-def _readable(recalled: Mapping[UUID, Row]) -> Changes:
-    changes = Changes()
-    for task, row in recalled.items():
-        if not row.unreadable:
-            if row.state in SETTLED:
-                changes.gone.append(task)
-            else:
-                changes.put.append(row)
-    return changes
 
 
 def _next_limit(limit: int, events: Sequence[RecordedEvent]) -> int:

@@ -18,7 +18,14 @@ select (select tag from taskledger.log_identity),
 
 CLOCK: Final = "select clock_timestamp()"
 
-ROWS: Final = f"select {COLUMNS} from taskledger.outstanding where task_id = any(%b::uuid[])"
+# The checkpoint in the first column, and in a row of its own where nothing is found.
+ROWS: Final = f"""
+select c.position, {", ".join(f"o.{name}" for name in COLUMNS.split(", "))}
+from (
+    select coalesce((select position from taskledger.checkpoints where name = 'outstanding'), 0) as position
+) c
+left join taskledger.outstanding o on o.task_id = any(%b::uuid[])
+"""
 
 # One statement, so that no client can stop between its parts, and rows and checkpoint cannot part. It
 # does nothing at all unless the checkpoint is where the caller left it. Not waiting for the disk: after

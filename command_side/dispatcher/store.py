@@ -95,9 +95,12 @@ class OutstandingStore:
 
         await self._with_connection(work)
 
-    async def rows(self, ids: Sequence[UUID]) -> dict[UUID, Row]:
-        found = await self._read(statements.ROWS, (list(ids),), Row) if ids else []
-        return {row.task_id: row for row in found}
+    async def rows(self, ids: Sequence[UUID], checkpoint: int) -> dict[UUID, Row]:
+        """As the table has them at `checkpoint`; CheckpointConflict when it is elsewhere by now."""
+        found = await self._fetch(statements.ROWS, (list(ids),)) if ids else []
+        if found and found[0][0] != checkpoint:
+            raise CheckpointConflict(f"the checkpoint of outstanding is no longer {checkpoint}")
+        return {row[1]: Row(*row[1:]) for row in found if row[1] is not None}
 
     async def commit(self, before: int, to: int, changes: Changes) -> None:
         """The changes and the checkpoint together, or nothing and CheckpointConflict when the checkpoint

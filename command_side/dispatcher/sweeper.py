@@ -53,7 +53,8 @@ class Pace:
 
 
 class Sweeper:
-    """One term of leadership. `folded` tells how far `outstanding` is.
+    """One term of leadership. `checkpoint` tells how far `outstanding` is, `want` asks that it be brought
+    to a position soon.
 
     Each job runs in a loop of its own, so that a long one does not make the look at the leases late.
     """
@@ -67,7 +68,8 @@ class Sweeper:
         holes: HoleFinder,
         pace: Pace,
         status: DispatcherStatus,
-        folded: Callable[[], int],
+        checkpoint: Callable[[], int],
+        want: Callable[[int], None],
     ) -> None:
         self._store = store
         self._commands = commands
@@ -75,7 +77,8 @@ class Sweeper:
         self._holes = holes
         self._pace = pace
         self._status = status
-        self._folded = folded
+        self._checkpoint = checkpoint
+        self._want = want
         self._appended = 0
         self._watch = HolderWatch(pace.lease, pace.holders)
         self._reported: set[UUID] = set()
@@ -178,7 +181,7 @@ class Sweeper:
 
     def _is_behind(self) -> bool:
         """Whether `outstanding` does not show yet what we appended last: we would only do it again."""
-        return self._folded() < self._appended
+        return self._checkpoint() < self._appended
 
     async def _apply(self, targets: Sequence[Target]) -> int:
         """How many tasks were changed. Refusals are expected: the task has moved on."""
@@ -205,6 +208,7 @@ class Sweeper:
             if isinstance(answer, Applied) and answer.changed:
                 changed += 1
                 self._appended = max(self._appended, answer.position)
+        self._want(self._appended)
         return changed
 
     def _report(self, task: UUID, error: TaskledgerError) -> None:

@@ -93,10 +93,10 @@ class Held(OutstandingStore):
         self.reached = asyncio.Event()
         self.go_on = asyncio.Event()
 
-    async def rows(self, ids: Sequence[UUID]) -> dict[UUID, Row]:
+    async def rows(self, ids: Sequence[UUID], checkpoint: int) -> dict[UUID, Row]:
         self.reached.set()
         await self.go_on.wait()
-        return await super().rows(ids)
+        return await super().rows(ids, checkpoint)
 
 
 async def test_relay_that_believes_to_lead_is_refused_by_redis_and_by_the_checkpoint(

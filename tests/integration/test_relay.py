@@ -1,5 +1,6 @@
 """The relay on real servers: what a stream holds, whatever happened to Redis, to us or to the log."""
 
+import asyncio
 import random
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -19,17 +20,18 @@ from command_side.commands import (
     StartTask,
     TaskCommand,
 )
-from command_side.dispatcher import publisher, relay
+from command_side.dispatcher import overlay, publisher, relay
 from command_side.dispatcher.outstanding import Changes
-from command_side.dispatcher.relay import take_up
+from command_side.dispatcher.relay import Relay, take_up
 from command_side.dispatcher.store import OutstandingStore
 from command_side.service import Origin
 from events.errors import CheckpointConflict, CommandRejected, LogRewound, StoreUnavailable
 from events.ids import new_task_id
 from events.task_state import TaskState
+from taskledger.postgres import Pool
 from taskledger.redis import position_key, stream_key, streams_key
 from tests.integration.dispatching import Bench, entry, row_as_tuple
-from tests.support import Service, now
+from tests.support import Service, eventually, now
 
 
 @pytest.fixture
@@ -122,8 +124,9 @@ async def test_a_crash_between_publishing_and_committing_publishes_nothing_twice
     await bench.started()
     dying = await bench.caught_up(await bench.relay(LosesCommits(bench.service.pool)))
     tasks = await many(bench.service, 3)
+    await dying.turn()
     with pytest.raises(StoreUnavailable):
-        await dying.turn()
+        await dying.commit()
     assert (await bench.checkpoint(), len(await bench.entries())) == (1, 4)
     await bench.redis.xdel(stream_key("default", "sum", "normal"), *(entry(task)[0] for task in tasks))
 
@@ -131,6 +134,111 @@ async def test_a_crash_between_publishing_and_committing_publishes_nothing_twice
 
     assert len(await bench.entries()) == 1, "workers had taken them"
     assert (await bench.checkpoint(), bench.status.published) == (4, 4)
+
+
+class CountsCommits(OutstandingStore):
+    def __init__(self, pool: Pool) -> None:
+        super().__init__(pool)
+        self.commits: list[tuple[int, int, int, int]] = []
+        """Checkpoint before and after, and how many rows were put and deleted."""
+
+    async def commit(self, before: int, to: int, changes: Changes) -> None:
+        await super().commit(before, to, changes)
+        self.commits.append((before, to, len(changes.put), len(changes.gone)))
+
+
+async def test_a_task_is_published_at_once_and_its_row_follows(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = CountsCommits(bench.service.pool)
+    await bench.service.create()
+    leading = await bench.caught_up(await bench.relay(store))
+    store.commits.clear()
+    monkeypatch.setattr(relay, "COMMIT_SECONDS", 3600.0)
+    task = await bench.service.create()
+    await leading.turn()
+    assert (len(await bench.entries()), store.commits, leading.checkpoint) == (2, [], 1)
+
+    await bench.service.execute(task.id, StartTask(holder="h", worker="w"))
+    await leading.turn()
+    await bench.service.execute(task.id, CompleteTask(1, {}))
+    await leading.turn()
+    await leading.commit()
+    await leading.commit()
+    assert store.commits == [(1, 4, 0, 0)], "it began and ended in between"
+
+
+async def test_the_table_follows_after_a_while_when_it_lacks_much_or_when_somebody_waits_for_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bench.service.create()
+    leading = await bench.started()
+    monkeypatch.setattr(relay, "COMMIT_SECONDS", 3600.0)
+    monkeypatch.setattr(overlay, "MAX_CHANGES", 3)
+    await many(bench.service, 2)
+    await leading.turn()
+    assert leading.checkpoint == 1
+    await many(bench.service, 1)
+    await leading.turn()
+    assert (leading.checkpoint, len(await bench.table())) == (4, 4)
+
+    leading.want(5)
+    await leading.turn()
+    assert leading.checkpoint == 4
+    await many(bench.service, 1)
+    await leading.turn()
+    assert (leading.checkpoint, len(await bench.table())) == (5, 5)
+
+    monkeypatch.setattr(relay, "COMMIT_SECONDS", 0.0)
+    await many(bench.service, 1)
+    await leading.turn()
+    assert (leading.checkpoint, len(await bench.table())) == (6, 6)
+
+
+async def test_an_emptied_redis_gets_also_what_the_table_lacks(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await bench.service.create()
+    leading = await bench.started()
+    monkeypatch.setattr(relay, "COMMIT_SECONDS", 3600.0)
+    second = await bench.service.create()
+    await leading.turn()
+    await bench.redis.flushall()
+
+    await bench.eventually_entries(leading, [entry(first), entry(second)])
+    assert leading.checkpoint == 2
+
+
+async def test_at_the_end_of_a_term_the_table_is_brought_up_to_date(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bench.service.create()
+    leading = await bench.started()
+    monkeypatch.setattr(relay, "COMMIT_SECONDS", 3600.0)
+    monkeypatch.setattr(relay, "LOOK_SECONDS", 3600.0)
+    await bench.service.create()
+    running = asyncio.create_task(leading.run())
+    await eventually(lambda: folded(leading, 2))
+    assert await bench.checkpoint() == 1
+    running.cancel()
+    await asyncio.wait([running])
+    assert running.cancelled()
+    assert await bench.checkpoint() == 2
+
+
+async def folded(relay: Relay, position: int) -> bool:
+    return relay.folded == position
+
+
+async def test_a_row_that_another_leader_wrote_meanwhile_is_not_folded_upon(bench: Bench) -> None:
+    task = await bench.service.create()
+    await bench.started()
+    other = await bench.service.create()
+    await bench.service.execute(task.id, StartTask(holder="h", worker="w"))
+    await bench.started()
+    with pytest.raises(CheckpointConflict):
+        await bench.store.rows([task.id, other.id], 1)
+    assert set(await bench.store.rows([task.id, other.id], 3)) == {task.id, other.id}
 
 
 async def test_finished_within_the_batch_is_not_published(bench: Bench) -> None:
@@ -357,9 +465,9 @@ async def test_a_full_redis_delays_dispatch_and_the_fold_goes_on(bench: Bench) -
         second = await bench.service.create()
         await relay.turn()
         assert bench.status.waiting_for["redis"] == "OutOfMemoryError"
-        assert await bench.checkpoint() == 2
+        assert relay.folded == 2
         third = await bench.service.create()
-        await relay.turn()
+        await bench.caught_up(relay)
         assert (await bench.checkpoint(), await bench.entries()) == (3, [entry(first)])
     finally:
         await bench.redis.config_set("maxmemory", "0")

@@ -78,7 +78,8 @@ async def sweeps(service: Service, redis: Redis) -> Sweeps:
         holes=holes,
         pace=pace,
         status=bench.status,
-        folded=lambda: relay.checkpoint,
+        checkpoint=lambda: relay.checkpoint,
+        want=relay.want,
     )
     return Sweeps(bench, relay, sweeper, holes)
 

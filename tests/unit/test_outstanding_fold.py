@@ -31,6 +31,7 @@ from command_side.dispatcher.outstanding import (
     tasks_before,
     tasks_to_recall,
 )
+from command_side.dispatcher.overlay import Overlay
 from command_side.errors import AttemptSuperseded, WrongState
 from command_side.task import Context, create, decide
 from events.append import RecordedEvent
@@ -63,11 +64,14 @@ STEPS: tuple[Callable[[TaskState], TaskCommand], ...] = (
 class World:
     """A log in memory, its tasks in full, and the table as the dispatcher keeps it."""
 
-    def __init__(self) -> None:
+    def __init__(self, cached: int = 100) -> None:
         self.log: list[RecordedEvent] = []
         self.tasks: dict[UUID, TaskState] = {}
         self.table: dict[UUID, Row] = {}
         self.checkpoint = 0
+        self.overlay = Overlay(cached)
+        self.stored: dict[UUID, Row] = {}
+        """What was committed of the overlay; `table` has always been committed at once."""
 
     @property
     def now(self) -> datetime:
@@ -128,7 +132,29 @@ class World:
             self.table[row.task_id] = row
         for task in changes.gone:
             del self.table[task]
+        self._take_over_the_overlay(events, recalled, changes)
         self.checkpoint += len(events)
+        return changes
+
+    def _take_over_the_overlay(
+        self, events: Sequence[RecordedEvent], recalled: dict[UUID, Row], expected: Changes
+    ) -> None:
+        """The same, with a table that lags behind."""
+        known = tasks_before(events)
+        unknown = self.overlay.unknown(known)
+        self.overlay.learn({task: self.stored[task] for task in unknown if task in self.stored})
+        changes = fold(self.overlay.rows(known), events, MAPPER.decode, recalled)
+        assert changes == expected
+        self.overlay.add(changes)
+
+    def commit(self) -> Changes:
+        """What the overlay had."""
+        changes = self.overlay.changes()
+        self.stored.update((row.task_id, row) for row in changes.put)
+        for task in changes.gone:
+            del self.stored[task]
+        self.overlay.committed()
+        assert self.overlay.changes() == Changes()
         return changes
 
     def take_all(self) -> Changes:
@@ -183,11 +209,13 @@ def plain_table(rows: Sequence[Row]) -> dict[UUID, dict[str, Any]]:
     moves=st.lists(st.tuples(st.integers(0, 5), st.integers(0, len(STEPS) - 1)), max_size=80),
     sizes=st.lists(st.integers(1, 12), min_size=1, max_size=80),
     scheduled=st.booleans(),
+    commits=st.lists(st.booleans(), min_size=1, max_size=10),
+    cached=st.integers(0, 3),
 )
 def test_the_table_equals_an_independent_fold_at_every_checkpoint(
-    moves: list[tuple[int, int]], sizes: list[int], scheduled: bool
+    moves: list[tuple[int, int]], sizes: list[int], scheduled: bool, commits: list[bool], cached: int
 ) -> None:
-    world = World()
+    world = World(cached)
     run_at = START + timedelta(minutes=5) if scheduled else None
     tasks = [
         world.create(priority="high", queue="mail", timeout_seconds=12.345678),
@@ -203,6 +231,9 @@ def test_the_table_equals_an_independent_fold_at_every_checkpoint(
         changes = world.take(sizes[before % len(sizes)])
         assert plain_table(list(world.table.values())) == world.expected()
         assert not changes.poison
+        if commits[before % len(commits)]:
+            world.commit()
+            assert world.stored == world.table
         queued = [r.queued_position for r in changes.queued_after(before)]
         assert queued == sorted(queued)
         assert all(before < position <= world.checkpoint for position in queued)
@@ -215,6 +246,29 @@ def test_a_task_begun_and_finished_within_a_batch_never_touches_the_table() -> N
     world.do(task, CompleteTask(1, None))
 
     assert world.take_all() == Changes()
+
+
+def test_a_task_begun_and_finished_between_two_commits_never_touches_the_table() -> None:
+    world = World()
+    world.create()
+    world.take_all()
+    world.commit()
+    task = world.create()
+    world.take_all()
+    world.do(task, StartTask(holder="h", worker="w"))
+    world.take_all()
+    world.do(task, CompleteTask(1, None))
+    assert world.take_all().gone == [task]
+    assert world.commit() == Changes()
+
+
+def test_the_overlay_keeps_the_latest_rows_and_no_more() -> None:
+    world = World(cached=2)
+    tasks = [world.create() for _ in range(4)]
+    world.take_all()
+    assert world.overlay.unknown(tasks) == []
+    world.commit()
+    assert world.overlay.unknown(tasks) == tasks[:2]
 
 
 def test_a_requeued_task_comes_back_with_what_only_its_creation_tells() -> None:
