@@ -112,11 +112,10 @@ def recall(history: Sequence[RecordedEvent], upto: int, decode: Decode) -> Row |
     before = [event for event in history if event.id <= upto]
     if not before:
         return None
-    task = as_uuid(before[0].originator_id)
-    fold = _Fold({}, decode)
+    folding = _Fold(as_uuid(before[0].originator_id), None, decode)
     for event in before:
-        fold.apply(task, event)
-    return fold.row(task)
+        folding.apply(event)
+    return folding.row()
 
 
 def fold(
@@ -124,39 +123,42 @@ def fold(
 ) -> Changes:
     """What `events` (a run of the log) do to the table, which holds `rows` of their tasks; `recalled`
     are tasks that it holds nothing of, as the log has them before the batch."""
-    folding = _Fold({**rows, **recalled}, decode)
-    touched: dict[UUID, None] = {}
+    histories: dict[UUID, list[RecordedEvent]] = {}
     for event in events:
         if is_task_topic(event.topic):
-            task = as_uuid(event.originator_id)
-            touched[task] = None
-            folding.apply(task, event)
-    changes = Changes(poison=folding.poison)
-    for task in touched:
-        row = folding.row(task)
-        if row is None:
+            histories.setdefault(as_uuid(event.originator_id), []).append(event)
+    changes = Changes()
+    for task, history in histories.items():
+        before = rows.get(task)
+        folding = _Fold(task, recalled.get(task) if before is None else before, decode)
+        for event in history:
+            folding.apply(event)
+        changes.poison.extend(folding.poison)
+        after = folding.row()
+        if after is None:
             continue
-        if row.state not in SETTLED or row.unreadable:
-            if row != rows.get(task):
-                changes.put.append(row)
-        elif task in rows:
+        if after.state not in SETTLED or after.unreadable:
+            if after != before:
+                changes.put.append(after)
+        elif before is not None:
             changes.gone.append(task)
     return changes
 
 
 class _Fold:
-    def __init__(self, rows: Mapping[UUID, Row], decode: Decode) -> None:
-        self._states = {task: _state(row) for task, row in rows.items()}
-        self._unreadable = {task for task, row in rows.items() if row.unreadable}
+    """Of one task, from the row that it has."""
+
+    def __init__(self, task: UUID, row: Row | None, decode: Decode) -> None:
+        self._task = task
+        self._state = None if row is None else _state(row)
+        self._unreadable = row is not None and row.unreadable
         self._decode = decode
         self.poison: list[Poison] = []
 
-    def apply(self, task: UUID, event: RecordedEvent) -> None:
-        if task in self._unreadable:
-            return
-        before = self._states.get(task)
-        if before is None and event.topic == "TaskDiscarded":
-            return  # dead or cancelled before, and so not in the table
+    def apply(self, event: RecordedEvent) -> None:
+        before = self._state
+        if self._unreadable or (before is None and event.topic == "TaskDiscarded"):
+            return  # what was discarded had been dead or cancelled before, and so is not in the table
         try:
             after = evolve(before, self._decode(event), at=event.recorded_at, position=event.id)
             if before is None:
@@ -164,16 +166,15 @@ class _Fold:
             _check(after)
         except _NO_SENSE as error:
             reason = str(error) if isinstance(error, LogError) else type(error).__name__
-            self.poison.append(Poison(event.id, event.topic, task, reason))
-            self._unreadable.add(task)
+            self.poison.append(Poison(event.id, event.topic, self._task, reason))
+            self._unreadable = True
             if before is None:
-                self._states[task] = _placeholder(task, event)
+                self._state = _placeholder(self._task, event)
         else:
-            self._states[task] = after
+            self._state = after
 
-    def row(self, task: UUID) -> Row | None:
-        state = self._states.get(task)
-        return None if state is None else _row(state, unreadable=task in self._unreadable)
+    def row(self) -> Row | None:
+        return None if self._state is None else _row(self._state, unreadable=self._unreadable)
 
 
 def _as_appended(state: TaskState, event: RecordedEvent) -> TaskState:
@@ -223,22 +224,21 @@ def _row(state: TaskState, *, unreadable: bool) -> Row:
 
 
 def _state(row: Row) -> TaskState:
-    """As much of the task as evolve() looks at."""
+    """As much of the task as evolve() looks at. Filled in at once, as evolve() does it: a frozen
+    dataclass's own __init__ takes several times as long."""
     started_at = None
     if row.timeout_at is not None:
         started_at = row.timeout_at - timedelta(seconds=row.timeout_seconds)
-    return TaskState(
+    made = object.__new__(TaskState)
+    made.__dict__.update(
+        _BLANK,
         id=row.task_id,
         version=row.version,
-        position=0,
-        status=cast("Status", row.state),
+        status=row.state,
         kind=row.kind,
-        payload=None,
         queue=row.queue,
         priority=row.priority,
-        max_attempts=1,
         timeout_seconds=row.timeout_seconds,
-        created_at=_EPOCH,
         queued_position=row.queued_position,
         queued_at=row.queued_at,
         tenant=row.tenant,
@@ -249,6 +249,7 @@ def _state(row: Row) -> TaskState:
         started_at=started_at,
         cancel_requested=row.cancel_requested,
     )
+    return made
 
 
 def _placeholder(task: UUID, event: RecordedEvent) -> TaskState:
@@ -267,3 +268,21 @@ def _placeholder(task: UUID, event: RecordedEvent) -> TaskState:
         queued_position=0,
         tenant=event.tenant,
     )
+
+
+_BLANK: Final = vars(
+    TaskState(
+        id=UUID(int=0),
+        version=0,
+        position=0,
+        status="queued",
+        kind="",
+        payload=None,
+        queue="",
+        priority="normal",
+        max_attempts=1,
+        timeout_seconds=0.0,
+        created_at=_EPOCH,
+        queued_position=0,
+    )
+)
