@@ -22,7 +22,6 @@ class Attempt:
         """As of our TaskStarted: the finish is decided on it without a read."""
         self.kind = kind
         self.number = state.attempt
-        self.key = f"{state.id}:{state.attempt}"
         self.stopped: asyncio.Future[Stop] = asyncio.get_running_loop().create_future()
         """Set once, by whoever first wants the handler to end."""
         self.overran = False
@@ -46,6 +45,11 @@ class Attempt:
             cancelled=self._cancelled,
         )
 
+    @property
+    def key(self) -> str:
+        """What its row among the leases is called, and whoever speaks of it outside."""
+        return f"{self.state.id}:{self.number}"
+
     def stop(self, why: Stop) -> None:
         if not self.stopped.done():
             self.stopped.set_result(why)
@@ -64,15 +68,15 @@ class Attempts:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._ours: dict[str, Attempt] = {}
+        self._ours: dict[tuple[int, int], Attempt] = {}
 
     def add(self, attempt: Attempt) -> None:
         with self._lock:
-            self._ours[attempt.key] = attempt
+            self._ours[attempt.state.id.int, attempt.number] = attempt
 
     def remove(self, attempt: Attempt) -> None:
         with self._lock:
-            self._ours.pop(attempt.key, None)
+            self._ours.pop((attempt.state.id.int, attempt.number), None)
 
     def running(self) -> list[Attempt]:
         """Those whose handler has not ended."""
@@ -81,7 +85,7 @@ class Attempts:
 
     def holds(self, task_id: UUID, attempt: int) -> bool:
         with self._lock:
-            return f"{task_id}:{attempt}" in self._ours
+            return (task_id.int, attempt) in self._ours
 
     def __len__(self) -> int:
         return len(self._ours)
@@ -93,8 +97,10 @@ class Attempts:
         successor. Our own finishing events are appended only after `ended` is set. What a later release
         has appended may mean anything: the handler goes on, and its outcome waits for a verdict.
         """
-        with self._lock:
-            found = [(self._ours.get(key), topic) for key, topic in later]
-        for attempt, topic in found:
-            if attempt is not None and not attempt.ended and topic in TRANSITIONS:
+        if not later:
+            return
+        by_key = {attempt.key: attempt for attempt in self.running()}
+        for key, topic in later:
+            attempt = by_key.get(key)
+            if attempt is not None and topic in TRANSITIONS:
                 attempt.stop("cancelled" if topic == "TaskCancelRequested" else "superseded")

@@ -1,9 +1,13 @@
-"""One attempt -> an outcome value. Knows timeouts and stops; nothing of Redis or the log."""
+"""One attempt -> an outcome value. Knows timeouts and stops; nothing of Redis or the log.
+
+A handler that ends by itself costs no task but its own: callbacks wait for its end, its time and a stop.
+Only where one has to be stopped does a task of ours see to it.
+"""
 
 import asyncio
 import time
-from collections.abc import Awaitable
-from typing import Any, Final, Literal, Protocol
+from collections.abc import Awaitable, Callable
+from typing import Final, Literal, Protocol
 
 from command_side.worker.attempts import Attempt, Stop
 from command_side.worker.outcomes import (
@@ -23,6 +27,8 @@ from taskledger.registry import Execution
 CLEANUP_SECONDS: Final = 5.0
 """How long a cancelled handler may take to put its things away before its outcome is decided without it."""
 
+Ended = Callable[[Attempt, Outcome], None]
+
 
 class Children(Protocol):
     def run(self, attempt: Attempt) -> Awaitable[Outcome]:
@@ -35,20 +41,14 @@ class Executor:
         self._children = children
         self._cleanup_seconds = cleanup_seconds
 
-    async def run(self, attempt: Attempt) -> Outcome:
-        """Runs the handler until it ends, its time is up, or the attempt is stopped.
+    def start(self, attempt: Attempt, ended: Ended) -> None:
+        """Runs the handler until it ends, its time is up, or the attempt is stopped, and calls `ended`
+        once, on a later pass of the event loop.
 
-        Never raises. Where the handler cannot be made to end, `attempt.lingering` says so.
+        Where the handler cannot be made to end, `attempt.lingering` says so. Raises what keeps the
+        handler from being begun at all; then `ended` is not called.
         """
-        execution = self.execution_of(attempt)
-        began = time.monotonic()
-        work = self._begin(attempt, execution)
-        why = await _first(work, attempt, attempt.state.timeout_seconds)
-        if why is None:
-            return _result(work)
-        if execution == "thread":
-            return await self._stop_thread(attempt, work, why, began)
-        return await self._stop_task(attempt, work, why)
+        _Watch(attempt, self.execution_of(attempt), self._begin, self._cleanup_seconds, ended)
 
     @staticmethod
     def execution_of(attempt: Attempt) -> Execution:
@@ -59,28 +59,94 @@ class Executor:
         kind, payload, context = attempt.kind, attempt.state.payload, attempt.context
         match execution:
             case "async":
-                return asyncio.create_task(perform(kind, payload, context), name=attempt.key)
+                return asyncio.create_task(perform(kind, payload, context))
             case "thread":
                 return in_thread(lambda: perform_blocking(kind, payload, context), name=attempt.key)
             case "process":
                 return asyncio.ensure_future(self._children.run(attempt))
 
-    async def _stop_task(self, attempt: Attempt, work: asyncio.Future[Outcome], why: "_Why") -> Outcome:
+
+_Why = Stop | Literal["timeout"]
+
+
+class _Watch:
+    """Sees one running handler to its outcome."""
+
+    def __init__(
+        self,
+        attempt: Attempt,
+        execution: Execution,
+        begin: Callable[[Attempt, Execution], asyncio.Future[Outcome]],
+        cleanup_seconds: float,
+        ended: Ended,
+    ) -> None:
+        self._attempt = attempt
+        self._execution = execution
+        self._cleanup_seconds = cleanup_seconds
+        self._ended = ended
+        self._decided = False
+        """Whether it is known what ends the wait."""
+        self._began = time.monotonic()
+        # Before the handler begins: one that is stopped already is not to begin at all.
+        attempt.stopped.add_done_callback(self._stopped)
+        try:
+            self._work = begin(attempt, execution)
+        except BaseException:
+            self._decided = True
+            raise
+        self._timer = asyncio.get_running_loop().call_later(attempt.state.timeout_seconds, self._time_is_up)
+        self._work.add_done_callback(self._work_done)
+
+    def _work_done(self, work: asyncio.Future[Outcome]) -> None:
+        if self._decided:
+            return
+        if self._attempt.told:
+            # A thread that has seen that it is to end may return before we hear of the stop ourselves.
+            stopped = self._attempt.stopped
+            self._stop(stopped.result() if stopped.done() else "timeout")
+        else:
+            self._decide()
+            self._ended(self._attempt, _result(work))
+
+    def _stopped(self, stopped: asyncio.Future[Stop]) -> None:
+        self._interrupt(stopped.result())
+
+    def _time_is_up(self) -> None:
+        self._interrupt("timeout")
+
+    def _interrupt(self, why: _Why) -> None:
+        # A handler that has ended by now has made it, though we have not been told yet.
+        if not self._decided and not self._work.done():
+            self._stop(why)
+
+    def _decide(self) -> None:
+        self._decided = True
+        self._timer.cancel()
+        self._attempt.stopped.remove_done_callback(self._stopped)
+
+    def _stop(self, why: _Why) -> None:
+        self._decide()
+        self._stopping = asyncio.create_task(self._end(why), name=f"stop-{self._attempt.key}")
+
+    async def _end(self, why: _Why) -> None:
+        outcome = await (self._stop_thread(why) if self._execution == "thread" else self._stop_task(why))
+        self._ended(self._attempt, outcome)
+
+    async def _stop_task(self, why: _Why) -> Outcome:
         """A handler that swallows its cancellation and returns has been stopped all the same: what it
         returned may be half done."""
-        work.cancel()
-        await asyncio.wait({work}, timeout=self._cleanup_seconds)
-        if not work.done():
-            attempt.lingering = work
-        return _stopped(attempt, why)
+        self._work.cancel()
+        await asyncio.wait({self._work}, timeout=self._cleanup_seconds)
+        if not self._work.done():
+            self._attempt.lingering = self._work
+        return _outcome_of_stop(self._attempt, why)
 
-    async def _stop_thread(
-        self, attempt: Attempt, work: asyncio.Future[Outcome], why: "_Why", began: float
-    ) -> Outcome:
+    async def _stop_thread(self, why: _Why) -> Outcome:
         """A thread cannot be stopped: one whose task is cancelled may finish (it sees cancel_requested),
         any other is left to itself."""
+        attempt, work = self._attempt, self._work
         if why == "cancelled":
-            left = began + attempt.state.timeout_seconds - time.monotonic()
+            left = self._began + attempt.state.timeout_seconds - time.monotonic()
             await asyncio.wait({work}, timeout=max(0.0, left))
             if work.done():
                 outcome = _result(work)
@@ -91,20 +157,7 @@ class Executor:
         attempt.overran = why == "timeout"
         if not work.done():
             attempt.lingering = work
-        return _stopped(attempt, why)
-
-
-_Why = Stop | Literal["timeout"]
-
-
-async def _first(work: asyncio.Future[Outcome], attempt: Attempt, seconds: float) -> _Why | None:
-    """What ends the wait: None if it is the handler itself."""
-    waiting: set[asyncio.Future[Any]] = {work, attempt.stopped}
-    done, _ = await asyncio.wait(waiting, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-    # A thread that has seen that it is to end may return before we hear of the stop ourselves.
-    if work in done and not attempt.told:
-        return None
-    return attempt.stopped.result() if attempt.stopped.done() else "timeout"
+        return _outcome_of_stop(attempt, why)
 
 
 def _result(work: asyncio.Future[Outcome]) -> Outcome:
@@ -114,7 +167,7 @@ def _result(work: asyncio.Future[Outcome]) -> Outcome:
     return work.result() if error is None else Failed(error_of(error))
 
 
-def _stopped(attempt: Attempt, why: _Why) -> Outcome:
+def _outcome_of_stop(attempt: Attempt, why: _Why) -> Outcome:
     match why:
         case "timeout":
             return TimedOut(attempt.state.timeout_seconds)

@@ -180,7 +180,7 @@ class Worker:
         runner.hand_back()
         if not await _within(FINISH_SECONDS, runner):
             _logger.warning("outcomes not stored", attempts=runner.running)
-            await runner.abandon()
+            runner.abandon()
 
     def _make_renewal(self) -> Renewal:
         lease_seconds = self._settings.lease_seconds

@@ -1,4 +1,4 @@
-"""The slots of a worker: each runs one attempt from its start to the stored outcome."""
+"""The slots of a worker: each is taken by one attempt from its start to the stored outcome."""
 
 import asyncio
 from collections.abc import Callable
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from command_side.worker.attempts import Attempt, Attempts
 from command_side.worker.executor import Executor
 from command_side.worker.finish import Finisher
+from command_side.worker.outcomes import Outcome
 from taskledger.telemetry import get_logger
 
 _logger = get_logger(__name__)
@@ -26,7 +27,7 @@ class Runner:
         self._attempts = attempts
         self._concurrency = concurrency
         self._on_worn_out = on_worn_out
-        self._running: set[asyncio.Task[None]] = set()
+        self._running: set[Attempt] = set()
         self._stuck: set[asyncio.Future[object]] = set()
         self._changed = asyncio.Event()
 
@@ -56,38 +57,37 @@ class Runner:
 
     def start(self, attempt: Attempt) -> None:
         self._attempts.add(attempt)
-        task = asyncio.create_task(self._run(attempt), name=f"attempt-{attempt.key}")
-        self._running.add(task)
-        task.add_done_callback(self._done)
+        self._running.add(attempt)
+        try:
+            self._executor.start(attempt, self._ended)
+        except Exception:
+            # The attempt stays running in the log until its timeout is swept.
+            _logger.exception("attempt not begun", task=str(attempt.state.id), attempt=attempt.number)
+            self.over(attempt)
 
     def hand_back(self) -> None:
         """Ends every handler that still runs."""
         for attempt in self._attempts.running():
             attempt.stop("handed_back")
 
-    async def abandon(self) -> None:
+    def abandon(self) -> None:
         """Gives up storing outcomes: the process ends, and the sweeper will find the attempts lost."""
-        for task in list(self._running):
-            task.cancel()
-        await self.wait_idle()
+        self._finisher.abandon()
+        for attempt in list(self._running):
+            self.over(attempt)
 
-    async def _run(self, attempt: Attempt) -> None:
-        try:
-            outcome = await self._executor.run(attempt)
-            attempt.ended = True
-            if attempt.lingering is not None:
-                self._keep_slot(attempt, attempt.lingering)
-            await self._finisher.finish(attempt, outcome)
-        except Exception:
-            # A defect of ours. The attempt stays running in the log until its timeout is swept.
-            _logger.exception("attempt not finished", task=str(attempt.state.id), attempt=attempt.number)
-        finally:
-            attempt.ended = True
-            self._attempts.remove(attempt)
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._running.discard(task)
+    def over(self, attempt: Attempt) -> None:
+        """Its outcome is stored, or will not be: its slot is free."""
+        attempt.ended = True
+        self._attempts.remove(attempt)
+        self._running.discard(attempt)
         self._changed.set()
+
+    def _ended(self, attempt: Attempt, outcome: Outcome) -> None:
+        attempt.ended = True
+        if attempt.lingering is not None:
+            self._keep_slot(attempt, attempt.lingering)
+        self._finisher.finish(attempt, outcome, self.over)
 
     def _keep_slot(self, attempt: Attempt, lingering: "asyncio.Future[object]") -> None:
         _logger.warning(

@@ -89,7 +89,7 @@ FAILPOINTS: Final[Mapping[str, Failpoint]] = {
         _WORKER,
         lambda a, _: bool(a[2].type == "completed"),
     ),
-    "worker-after-complete": Failpoint("command_side.worker.finish:Finisher.finish", "after", _WORKER),
+    "worker-after-complete": Failpoint("command_side.worker.runner:Runner.over", "before", _WORKER),
     "projector-mid-projection": Failpoint("projector.view:TasksView.write", "before", _PROJECTOR),
     "projector-after-view-before-commit": Failpoint("projector.view:TasksView.write", "after", _PROJECTOR),
     "projector-after-commit": Failpoint("projector.follower:Follower._commit", "after", _PROJECTOR),

@@ -93,7 +93,10 @@ def attempt_of(
 
 
 async def run(attempt: Attempt, children: Any = None) -> Outcome:
-    return await Executor(children or Unused(), cleanup_seconds=0.05).run(attempt)
+    answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+    executor = Executor(children or Unused(), cleanup_seconds=0.05)
+    executor.start(attempt, lambda _, outcome: answer.set_result(outcome))
+    return await answer
 
 
 @pytest.mark.parametrize(
