@@ -6,9 +6,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final, cast
 
 from taskledger import strict_json
+from taskledger.strict_json import MAX_INTEGER
 from taskledger.registry import Kind
 
 MAX_RESULT_BYTES: Final = 1024 * 1024
+SMALL_VALUES: Final = 20
+SMALL_CHARACTERS: Final = 1_000
+"""A result of no more values and shorter strings is within every bound."""
 
 
 class InvalidResult(Exception):  # noqa: N818  its name is the error type that clients see
@@ -22,6 +26,8 @@ def checked_result(kind: Kind, value: Any) -> Any:
     try:
         typed = kind.result_adapter.validate_python(value)
         plain = kind.result_adapter.dump_python(typed, mode="json")
+        if (typed is None and plain is None) or _is_small(plain, [SMALL_VALUES]):
+            return plain
         # pydantic writes null for a NaN, and a result must not change on its way.
         nan = _holds_none(plain) and _holds_nan(kind.result_adapter.dump_python(typed))
         encoded = json.dumps(plain, ensure_ascii=True, separators=(",", ":")).encode()
@@ -40,6 +46,30 @@ def checked_result(kind: Kind, value: Any) -> Any:
     if size > MAX_RESULT_BYTES:
         raise InvalidResult(f"the result takes {size} bytes; {MAX_RESULT_BYTES} are allowed")
     return parsed
+
+
+def _is_small(plain: object, left: list[int]) -> bool:
+    """Whether it is seen at a glance that the value can be stored as it is. All others are looked at
+    closely. `left` counts down how many more values a glance takes in, at any depth."""
+    left[0] -= 1
+    if left[0] < 0:
+        return False
+    cls = type(plain)
+    if cls is str:
+        text = cast("str", plain)
+        return len(text) <= SMALL_CHARACTERS and text.isascii() and "\0" not in text
+    if cls is int:
+        return -MAX_INTEGER <= cast("int", plain) <= MAX_INTEGER
+    if cls is float:
+        return math.isfinite(cast("float", plain))
+    if cls is dict:
+        items = cast("dict[object, object]", plain).items()
+        return all(
+            type(key) is str and _is_small(key, left) and _is_small(item, left) for key, item in items
+        )
+    if cls is list:
+        return all(_is_small(item, left) for item in cast("list[object]", plain))
+    return cls is bool
 
 
 def _holds_none(plain: object) -> bool:
