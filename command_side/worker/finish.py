@@ -24,6 +24,9 @@ SLOW_SECONDS: Final = 5.0
 """Between tries while the log holds something this release does not know."""
 
 
+_DEFECT: Final = "attempt not finished"
+"""By a defect of ours. It stays running in the log until its timeout is swept."""
+
 Over = Callable[[Attempt], None]
 
 
@@ -99,7 +102,9 @@ class Finisher:
                 self._spawn(self._insist(finished))
             return
         except Exception:
-            _defect(gathered)
+            _logger.exception(_DEFECT, attempts=[f.attempt.key for f in gathered])
+            for finished in gathered:
+                finished.over(finished.attempt)
             return
         self._outage.over()
         for finished, answer in zip(gathered, answers, strict=True):
@@ -115,9 +120,8 @@ class Finisher:
         try:
             await self._store_alone(finished)
         except Exception:
-            _defect([finished])
-        else:
-            finished.over(finished.attempt)
+            _logger.exception(_DEFECT, attempts=[finished.attempt.key])
+        finished.over(finished.attempt)
 
     async def _store_alone(self, finished: _Finished) -> None:
         """After a first try, together with others, that did not settle it."""
@@ -161,10 +165,3 @@ class Finisher:
             outcome=outcome.type,
             reason=rejected.code,
         )
-
-
-def _defect(finished: Sequence[_Finished]) -> None:
-    """A defect of ours. The attempts stay running in the log until their timeouts are swept."""
-    for f in finished:
-        _logger.exception("attempt not finished", task=str(f.attempt.state.id), attempt=f.attempt.number)
-        f.over(f.attempt)

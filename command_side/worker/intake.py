@@ -61,7 +61,8 @@ class Intake:
     async def run(self, stop: asyncio.Event) -> None:
         """Until `stop` is set. What has been taken in by then is started, or stays pending in Redis."""
         while not stop.is_set():
-            await unless(stop, self._runner.wait_free())
+            if self._runner.free <= 0:
+                await unless(stop, self._runner.wait_free())
             if stop.is_set():
                 return
             if not self._renewal.fresh:

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final, cast
 
 from taskledger import strict_json
-from taskledger.strict_json import MAX_INTEGER
 from taskledger.registry import Kind
+from taskledger.strict_json import MAX_INTEGER
 
 MAX_RESULT_BYTES: Final = 1024 * 1024
 SMALL_VALUES: Final = 20
