@@ -66,7 +66,7 @@ class Subject:
         if not requirements.exists():
             return Path(sys.executable)
         digest = hashlib.sha256(requirements.read_bytes() + sys.version.encode()).hexdigest()[:12]
-        home = cache / f"{self.name}-{digest}"
+        home = cache.absolute() / f"{self.name}-{digest}"  # processes run in folders of their own
         python, done = home / "bin/python", home / "installed"
         if not done.exists():
             subprocess.run([sys.executable, "-m", "venv", "--clear", home], check=True)
