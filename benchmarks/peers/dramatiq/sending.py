@@ -1,4 +1,4 @@
-"""Messages into a pipeline of an asynchronous client: the broker can send one at a time only, and blocks."""
+"""Messages into a pipeline of an asynchronous client: the broker sends one at a time, and blocks."""
 
 from uuid import uuid4
 

@@ -1,4 +1,4 @@
-"""The table of tasks. Each statement is a transaction of its own, without a BEGIN and a COMMIT around it."""
+"""The table of tasks. Each statement is a transaction of its own, with no BEGIN and COMMIT around it."""
 
 import os
 
