@@ -1,4 +1,4 @@
-"""PgQueuer's worker; each task inserts its result before PgQueuer marks it as done, in batches of its own."""
+"""PgQueuer's worker; each task inserts its result before PgQueuer marks it as done, batch by batch."""
 
 import os
 
