@@ -1,22 +1,27 @@
-"""Moves one generation along the log, a batch a transaction."""
+"""Moves one generation along the log, a batch a statement."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from datetime import datetime
+from itertools import islice
+from typing import Final
+from uuid import UUID
 
 import psycopg
-from psycopg import Connection
+from psycopg import Connection, RawCursor
 from psycopg.rows import TupleRow
 
 from events.append import RecordedEvent
 from events.codec import EventMapper, is_task_topic, known_record
-from events.errors import CheckpointConflict, UndecodableEvent, UnknownEvent
+from events.errors import CheckpointConflict, LogRewound, UndecodableEvent, UnknownEvent
 from events.statements import HIGHEST
+from events.task_state import SETTLED
 from events.tracking import READ_CHANNEL, advance
-from projector.fold import Changes, Entry, FoldStopped, fold, named, needed
-from projector.generations import Generation
-from projector.parking import Parked, parked
-from projector.view import TasksView
+from projector.fold import Changes, Entry, FoldStopped, TaskRow, fold, named, needed
+from projector.generations import Fence, Generation, fence
+from projector.parking import NOTHING, Parked, parked
+from projector.rows import without_payload
+from projector.view import Move, TasksView
 
 BATCH_EVENTS: Final = 2_000
 BATCH_BYTES: Final = 8 * 1024 * 1024
@@ -33,25 +38,31 @@ NOT_APPLICABLE: Final = (
 """What folding or writing an event raises when it is the event that is to blame: a value that no column
 can hold, a row that is there already."""
 
-_BATCH_END: Final = """
-select max(s.notification_id) from (
-    select n.notification_id,
-           sum(n.size) over (order by n.notification_id) - n.size as before
-    from (
-        select e.notification_id, octet_length(e.state) as size from taskledger.task_events e
-        where e.notification_id > %b::bigint and e.notification_id <= %b::bigint
-        order by e.notification_id limit %b::bigint
-    ) n
-) s where s.before < %b::bigint
+CACHED_ROWS: Final = 5_000
+"""Of tasks that are not settled, without payload: a few MB."""
+
+_BATCH: Final = b"""
+select known.recorded_at, e.originator_id, e.originator_version, e.topic, e.state, e.notification_id,
+       e.recorded_at, e.tenant, e.kind, e.queue
+from (select $1::int8 as position) checkpoint
+left join taskledger.task_events known on known.notification_id = checkpoint.position
+left join lateral (
+    select s.* from (
+        select n.*, sum(octet_length(n.state)) over (order by n.notification_id) - octet_length(n.state)
+               as before
+        from (
+            select originator_id, originator_version, topic, state, notification_id, recorded_at, tenant,
+                   kind, queue
+            from taskledger.task_events
+            where notification_id > checkpoint.position and notification_id <= $2::int8
+            order by notification_id limit $3::int8
+        ) n
+    ) s where s.before < $4::int8
+) e on true
+order by e.notification_id
 """
-
-
-class Recorder(Protocol):
-    """What following takes of events.recorder.PostgresTaskRecorder."""
-
-    def select_recorded(
-        self, after: int, limit: int, upto: int | None = None
-    ) -> Sequence[RecordedEvent]: ...
+"""What follows the checkpoint, until the limit of events or the one of bytes is passed, and by what the
+event at the checkpoint is known again: see events.tracking.check_log()."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,32 +87,42 @@ def decode(recorded: Sequence[RecordedEvent], mapper: EventMapper, passed_over: 
 
 
 class Follower:
-    """The fold of one generation. Keeps its checkpoint in memory: whoever else moves the stored one
-    makes the next step raise CheckpointConflict, and nothing of that step is stored."""
+    """The fold of one generation. Keeps its checkpoint in memory, and the rows of tasks that are not
+    settled: whoever else moves or touches the stored checkpoint makes the next step raise
+    CheckpointConflict, and nothing of that step is stored."""
 
     def __init__(
-        self,
-        connection: Connection[TupleRow],
-        recorder: Recorder,
-        mapper: EventMapper,
-        generation: Generation,
+        self, connection: Connection[TupleRow], mapper: EventMapper, generation: Generation
     ) -> None:
         self.generation = generation
         self.checkpoint = generation.checkpoint
+        self.at: datetime | None = None
+        """`recorded_at` of the event there, once a step has moved it."""
+        self.present: Sequence[str] | None = None
+        """The generations there were at the last commit, as marks() gives them."""
         self._connection = connection
-        self._recorder = recorder
         self._mapper = mapper
         self._view = TasksView(generation.number)
-        self._parked = parked(connection)
+        self._parked = NOTHING
+        self._fence: Fence | None = None
+        self._rows: dict[UUID, TaskRow] = {}
 
     def step(self, *, upto: int | None = None) -> bool:
-        """Folds the next batch (not beyond position `upto`) in a transaction of its own and commits.
+        """Folds the next batch (not beyond position `upto`) and writes it with its checkpoint.
 
         False: there was nothing to fold. Raises FoldStopped at an event that cannot be applied, once
-        everything before it is stored; CheckpointConflict; psycopg errors, after which the caller
-        makes a new follower, as it cannot know how far this one got.
+        everything before it is stored, LogRewound and psycopg errors; CheckpointConflict, after which the
+        caller makes a new follower, as it cannot know how far this one got.
         """
-        self._parked = parked(self._connection)
+        try:
+            return self._step(upto)
+        except BaseException:
+            self._forget()
+            raise
+
+    def _step(self, upto: int | None) -> bool:
+        if self._fence is None:
+            self._fence = self._look()
         batch = self._next(upto)
         if batch is None:
             return False
@@ -123,42 +144,74 @@ class Follower:
 
     def follow_within(self, upto: int) -> None:
         """As step(), up to exactly `upto`, in the transaction that the caller has open."""
+        self._forget()
         self._parked = parked(self._connection)
         while (batch := self._next(upto)) is not None:
             self._store(batch)
             self.checkpoint = batch[-1].position
 
     def announce(self) -> None:
-        """Wakes whoever waits for a read position. Once a batch, after its commit: NOTIFY takes a lock
-        that all writers of the instance share."""
+        """Wakes whoever waits for a read position, as each step of a live generation does by itself."""
         self._connection.execute("select pg_notify(%s, %s)", (READ_CHANNEL, str(self.checkpoint)))
+
+    def _look(self) -> Fence:
+        """First the fence, then what it guards: whoever parks an event touches the checkpoint."""
+        found = fence(self._connection, self.generation)
+        if found is None or found.position != self.checkpoint:
+            raise CheckpointConflict(f"{self.generation.name} is no longer at {self.checkpoint}")
+        self._parked = parked(self._connection)
+        return found
+
+    def _forget(self) -> None:
+        self._fence = None
+        self._rows.clear()
 
     def _next(self, upto: int | None) -> list[Entry] | None:
         bounds = (self.checkpoint, HIGHEST if upto is None else upto, BATCH_EVENTS, BATCH_BYTES)
-        row = self._connection.execute(_BATCH_END, bounds, prepare=True).fetchone()
-        if row is None or row[0] is None:
+        cursor = RawCursor(self._connection)
+        rows = cursor.execute(_BATCH, bounds, prepare=True, binary=True).fetchall()
+        known = None if self._fence is None else self._fence.at
+        if known is not None and rows[0][0] != known:
+            raise LogRewound(f"at position {self.checkpoint} is no longer the event that was read")
+        if rows[0][1] is None:
             return None
-        recorded = self._recorder.select_recorded(self.checkpoint, BATCH_EVENTS, int(row[0]))
+        recorded = [RecordedEvent(*row[1:]) for row in rows]
         decoded = decode(recorded, self._mapper, self._parked)
         if decoded.stopped is not None and not decoded.entries:
             raise decoded.stopped
         return decoded.entries
 
     def _commit(self, entries: Sequence[Entry]) -> None:
-        with self._connection.transaction():
-            self._store(entries)
-        self.checkpoint = entries[-1].position
+        assert self._fence is not None  # noqa: S101  _step() has looked
+        changes, last = self._fold(entries), entries[-1]
+        move = Move(self.generation.name, self.checkpoint, self._fence.touched, last.position, last.at)
+        moved = self._view.write(self._connection, changes, move)
+        if moved is None:
+            raise CheckpointConflict(f"{self.generation.name} was moved, or an event parked or taken back")
+        self.checkpoint, self.at = last.position, last.at
+        self.present = moved.generations
+        self._fence = Fence(last.position, moved.fence, last.at)
+        self._remember(changes)
 
     def _store(self, entries: Sequence[Entry]) -> None:
         last = entries[-1]
         advance(self._connection, self.generation.name, self.checkpoint, last.position, at=last.at)
-        if parked(self._connection) != self._parked:
-            # Whoever parks holds the checkpoint meanwhile: from here on, nobody can.
-            raise CheckpointConflict("an event was parked, or is no longer")
         self._view.write(self._connection, self._fold(entries))
 
     def _fold(self, entries: Sequence[Entry]) -> Changes:
-        return fold(entries, self._view.load(self._connection, needed(entries)))
+        ids = needed(entries)
+        current = {task_id: self._rows[task_id] for task_id in ids if task_id in self._rows}
+        current |= self._view.load(self._connection, [i for i in ids if i not in current])
+        return fold(entries, current)
+
+    def _remember(self, changes: Changes) -> None:
+        """The rows whose next events are likely to come soon, the newest CACHED_ROWS of them."""
+        for task_id, row in (*changes.inserted.items(), *changes.updated.items()):
+            self._rows.pop(task_id, None)
+            if row.state.status not in SETTLED and row.state.error is None:
+                self._rows[task_id] = without_payload(row)
+        for task_id in list(islice(self._rows, max(0, len(self._rows) - CACHED_ROWS))):
+            del self._rows[task_id]
 
 
 def _stopped(entry: Entry, error: Exception) -> FoldStopped:

@@ -1,6 +1,8 @@
 """Which generations of the read tables exist, and what may be done to them."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final, Literal
 
 from psycopg import Connection
@@ -25,6 +27,11 @@ values (%s, %s, %s) returning generation
 """
 _ADD_CHECKPOINT: Final = "insert into taskledger.checkpoints (name, position) values (%s, 0)"
 _LOCK_CHECKPOINT: Final = "select position from taskledger.checkpoints where name = %s for update"
+_FENCE: Final = """
+select position, updated_at, case when event_position = position then event_at end
+from taskledger.checkpoints where name = %s
+"""
+_TOUCH: Final = "update taskledger.checkpoints set updated_at = clock_timestamp() where name = %s"
 _REMOVE_CHECKPOINT: Final = "delete from taskledger.checkpoints where name = %s"
 _REMOVE: Final = "delete from taskledger.projection_generations where generation = %s"
 _SET_STATE: Final = """
@@ -84,6 +91,33 @@ def lock_checkpoint(connection: Connection[TupleRow], generation: Generation) ->
     """The checkpoint, which stays there until the end of the transaction."""
     row = connection.execute(_LOCK_CHECKPOINT, (generation.name,)).fetchone()
     return 0 if row is None else int(row[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """What a follower must find unchanged when it writes."""
+
+    position: int
+    touched: datetime
+    at: datetime | None
+    """`recorded_at` of the event there, if it is known."""
+
+
+def fence(connection: Connection[TupleRow], generation: Generation) -> Fence | None:
+    """None where the generation was dropped."""
+    row = connection.execute(_FENCE, (generation.name,)).fetchone()
+    return None if row is None else Fence(*row)
+
+
+def touch_checkpoint(connection: Connection[TupleRow], generation: Generation) -> None:
+    """As lock_checkpoint(), and whoever has looked at the fence before writes nothing: for what changes
+    which events a fold passes over."""
+    connection.execute(_TOUCH, (generation.name,))
+
+
+def marks(found: Iterable[Generation]) -> list[str]:
+    """To compare with what there is later."""
+    return [f"{generation.number}{generation.state}" for generation in found]
 
 
 def set_state(connection: Connection[TupleRow], generation: Generation, state: State) -> None:

@@ -81,7 +81,7 @@ def _hold(connection: Connection[TupleRow]) -> tuple[Generation, int]:
     """The live generation and its checkpoint. Until the end of the transaction no generation moves."""
     generations.lock_generations(connection)
     for generation in generations.generations(connection):
-        generations.lock_checkpoint(connection, generation)
+        generations.touch_checkpoint(connection, generation)
     live = generations.live(connection)  # with its checkpoint as it is now that it is held
     if live is None:
         raise ParkRefused("there are no read tables yet: the projector makes them")

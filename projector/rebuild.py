@@ -57,7 +57,7 @@ def rebuild(dsn: str, *, progress: Progress | None = None) -> Rebuilt:
     ):
         check_schema(connection)
         generation = _begin(connection, leadership)
-        follower = Follower(connection, recorder, EventMapper(), generation)
+        follower = Follower(connection, EventMapper(), generation)
         try:
             _catch_up(connection, follower, recorder, progress)
             found = _prove(dsn, connection, follower)
@@ -87,7 +87,7 @@ def rollback(dsn: str) -> int:
         if not retired:
             raise SchemaNotReady("there is no retired generation of this release's schema to go back to")
         check_log(connection, retired[-1].name)
-        follower = Follower(connection, recorder, EventMapper(), retired[-1])
+        follower = Follower(connection, EventMapper(), retired[-1])
         _switch(connection, follower, recorder)
         follower.announce()
         return retired[-1].number

@@ -104,5 +104,12 @@ def row_of(values: Row) -> TaskRow:
     return TaskRow(TaskState(payload=None, **found), created_position)
 
 
+def without_payload(row: TaskRow) -> TaskRow:
+    """As row_of() would give it, without asking. dataclasses.replace() takes 15 µs, this one."""
+    state = object.__new__(TaskState)
+    state.__dict__.update(row.state.__dict__, payload=None)
+    return TaskRow(state, row.created_position)
+
+
 def values_of(row: TaskRow, columns: Sequence[Column] = COLUMNS) -> list[Any]:
     return [column.value(row) for column in columns]

@@ -2,16 +2,19 @@
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from functools import cache
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
-from psycopg import Connection
+from psycopg import Connection, RawCursor
 from psycopg.rows import TupleRow
 
+from projector.arrays import BinaryArray, array
 from projector.fold import ACTIVITIES, FOLD_VERSION, Changes, QueueRow, TaskRow
-from projector.rows import COLUMNS, ID, LOADED, MUTABLE, Column, row_of, text, values_of
+from projector.rows import COLUMNS, LOADED, Column, row_of, text
+from projector.statements import ACTIVITY, COUNTS, QUEUES, UPDATED, Parts, write_statement
 
 PROJECTION: Final = "tasks"
 _ACTIVITY: Final = tuple(ACTIVITIES.values())
@@ -33,41 +36,35 @@ def drop_tables(connection: Connection[TupleRow], generation: int) -> None:
     connection.execute(f"drop schema if exists {schema_name(generation)} cascade".encode())
 
 
-_STAGED: Final = (ID, *MUTABLE)
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Of the checkpoint, from where the follower knows it to be."""
+
+    name: str
+    expected: int
+    fence: datetime
+    """When the checkpoint was last written: see generations.fence()."""
+    position: int
+    at: datetime
+    """`recorded_at` of the event there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    fence: datetime
+    """The new one."""
+    generations: Sequence[str]
+    """As generations.marks() gives them, in the snapshot of the write."""
 
 
 class TasksView:
-    """Statements of one generation. The caller opens the transaction, and moves the checkpoint in it."""
+    """Statements of one generation."""
 
     def __init__(self, generation: int) -> None:
-        schema = schema_name(generation)
         self.generation = generation
-        self._load = f"select {', '.join(LOADED)} from {schema}.tasks where id = any(%b)".encode()
-        self._insert = _copy_into(f"{schema}.tasks", COLUMNS)
-        self._update = (
-            f"update {schema}.tasks t set {', '.join(f'{c.name} = s.{c.name}' for c in MUTABLE)}"
-            " from pg_temp.changed_tasks s where t.id = s.id"
-        ).encode()
-        self._count = f"""
-            insert into {schema}.counts as c (tenant, queue, kind, status, tasks)
-            select * from unnest(%b::text[], %b::text[], %b::text[], %b::text[], %b::bigint[])
-            on conflict (tenant, queue, kind, status) do update set tasks = c.tasks + excluded.tasks
-            """.encode()
-        self._forget_zeros = f"delete from {schema}.counts where tasks = 0".encode()
-        sums = ", ".join(f"{name} = a.{name} + excluded.{name}" for name in _ACTIVITY)
-        self._add_activity = f"""
-            insert into {schema}.activity as a (minute, {", ".join(_ACTIVITY)})
-            values (%s{", %s" * len(_ACTIVITY)}) on conflict (minute) do update set {sums}
-            """.encode()
-        self._put_queue = f"""
-            insert into {schema}.queues
-                (tenant, queue, version, position, paused, changed_at, changed_by, reason)
-            values (%s, %s, %s, %s, %s, %s, %s, %s)
-            on conflict (tenant, queue) do update set
-                version = excluded.version, position = excluded.position, paused = excluded.paused,
-                changed_at = excluded.changed_at, changed_by = excluded.changed_by,
-                reason = excluded.reason
-            """.encode()
+        self._schema = schema_name(generation)
+        self._load = f"select {', '.join(LOADED)} from {self._schema}.tasks where id = any(%b)".encode()
+        self._statements: dict[Parts, bytes] = {}
 
     def load(self, connection: Connection[TupleRow], ids: Sequence[UUID]) -> dict[UUID, TaskRow]:
         """The rows that exist of these tasks, without payload."""
@@ -77,26 +74,60 @@ class TasksView:
         rows = (row_of(values) for values in cursor.execute(self._load, (list(ids),), prepare=True))
         return {row.state.id: row for row in rows}
 
-    def write(self, connection: Connection[TupleRow], changes: Changes) -> None:
-        """In the caller's transaction, all of it or nothing."""
+    def write(
+        self, connection: Connection[TupleRow], changes: Changes, move: Move | None = None
+    ) -> Moved | None:
+        """All of it and the move, in one statement, or nothing. None if the checkpoint is not where
+        `move` says: another follower, or an operator, was faster. Without `move` the caller has moved it,
+        in the transaction that it has open."""
+        activity = sorted({minute for minute, _ in changes.activity})
+        parts = Parts(
+            move is not None,
+            bool(changes.inserted),
+            bool(changes.updated),
+            bool(changes.counts),
+            bool(activity),
+            bool(changes.queues),
+        )
+        values: list[Any] = []
+        if move is not None:
+            values += (move.position, move.position, move.at, move.name, move.expected, move.fence)
         if changes.inserted:
-            _copy(connection, self._insert, COLUMNS, changes.inserted.values())
+            values += _columns(COLUMNS, changes.inserted.values())
         if changes.updated:
-            connection.execute(_stage())
-            _copy(
-                connection, _copy_into("pg_temp.changed_tasks", _STAGED), _STAGED, changes.updated.values()
-            )
-            connection.execute(self._update, prepare=True)
+            values += _columns(UPDATED, changes.updated.values())
         if changes.counts:
-            keys = list(changes.counts)
-            arrays = [[text(key[n]) for key in keys] for n in range(4)]
-            connection.execute(self._count, (*arrays, list(changes.counts.values())), prepare=True)
-            connection.execute(self._forget_zeros, prepare=True)
-        for minute in sorted({minute for minute, _ in changes.activity}):
-            added = [changes.activity[minute, name] for name in _ACTIVITY]
-            connection.execute(self._add_activity, (minute, *added), prepare=True)
-        for row in changes.queues.values():
-            connection.execute(self._put_queue, queue_values(row), prepare=True)
+            counts = [(*map(text, key), n) for key, n in changes.counts.items()]
+            values += _arrays(COUNTS, counts)
+        if activity:
+            added = [
+                (minute, *(changes.activity[minute, name] for name in _ACTIVITY)) for minute in activity
+            ]
+            values += _arrays(ACTIVITY, added)
+        if changes.queues:
+            values += _arrays(QUEUES, [queue_values(row) for row in changes.queues.values()])
+        if move is not None:
+            values += (PROJECTION, self.generation)
+        cursor = RawCursor(connection)
+        cursor.execute(self._statement(parts), values, prepare=True)
+        row = cursor.fetchone()
+        return None if move is None or row is None else Moved(row[0], row[1])
+
+    def _statement(self, parts: Parts) -> bytes:
+        try:
+            return self._statements[parts]
+        except KeyError:
+            return self._statements.setdefault(parts, write_statement(self._schema, parts))
+
+
+def _columns(columns: Sequence[Column], rows: Iterable[TaskRow]) -> list[BinaryArray | None]:
+    kept = list(rows)
+    return [array(column.type, [column.value(row) for row in kept]) for column in columns]
+
+
+def _arrays(columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[Any]]) -> list[BinaryArray | None]:
+    by_column = zip(*rows, strict=True)
+    return [array(type_, values) for (_, type_), values in zip(columns, by_column, strict=True)]
 
 
 def queue_values(row: QueueRow) -> tuple[object, ...]:
@@ -110,26 +141,3 @@ def queue_values(row: QueueRow) -> tuple[object, ...]:
         text(row.changed_by),
         text(row.reason),
     )
-
-
-@cache
-def _stage() -> bytes:
-    """Updates come by COPY into a table of the session's own: it takes nulls and arrays as they are."""
-    columns = ", ".join(f"{c.name} {c.type}" for c in _STAGED)
-    return f"create temporary table if not exists changed_tasks ({columns}) on commit delete rows".encode()
-
-
-def _copy_into(table: str, columns: Sequence[Column]) -> bytes:
-    return f"copy {table} ({', '.join(c.name for c in columns)}) from stdin (format binary)".encode()
-
-
-def _copy(
-    connection: Connection[TupleRow],
-    statement: bytes,
-    columns: Sequence[Column],
-    rows: Iterable[TaskRow],
-) -> None:
-    with connection.cursor().copy(statement) as copy:
-        copy.set_types([column.type for column in columns])
-        for row in rows:
-            copy.write_row(values_of(row, columns))

@@ -11,7 +11,7 @@ import inspect
 import os
 import signal
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -33,11 +33,19 @@ class Failpoint:
     commands: tuple[str, ...]
     """Processes in which it is installed."""
     when: When = lambda _arguments, _result: True
+    opened: bool = False
+    """The call is one autocommit statement over the connection in its first argument: in a transaction
+    that is opened for it, all is written and nothing committed when the process dies after it."""
 
 
 def _given(arguments: tuple[Any, ...], _result: Any) -> bool:
     """A call with something in its first argument: an empty batch crosses no border."""
     return bool(arguments[1])
+
+
+def _rows(arguments: tuple[Any, ...], _result: Any) -> bool:
+    """A batch that changes rows, and not the checkpoint alone."""
+    return bool(arguments[2].inserted or arguments[2].updated)
 
 
 _API: Final = ("command-api",)
@@ -90,8 +98,10 @@ FAILPOINTS: Final[Mapping[str, Failpoint]] = {
         lambda a, _: bool(a[2].type == "completed"),
     ),
     "worker-after-complete": Failpoint("command_side.worker.runner:Runner.over", "before", _WORKER),
-    "projector-mid-projection": Failpoint("projector.view:TasksView.write", "before", _PROJECTOR),
-    "projector-after-view-before-commit": Failpoint("projector.view:TasksView.write", "after", _PROJECTOR),
+    "projector-mid-projection": Failpoint("projector.view:TasksView.write", "before", _PROJECTOR, _rows),
+    "projector-after-view-before-commit": Failpoint(
+        "projector.view:TasksView.write", "after", _PROJECTOR, _rows, opened=True
+    ),
     "projector-after-commit": Failpoint("projector.follower:Follower._commit", "after", _PROJECTOR),
     "rebuild-mid-fold": Failpoint("projector.view:TasksView.write", "after", _REBUILD),
     "rebuild-before-swap": Failpoint("projector.rebuild:_switch", "before", _REBUILD),
@@ -185,8 +195,9 @@ def _passing(path: Path, failpoint: Failpoint) -> Callable[[Callable[..., Any]],
 
         def synchronous(*arguments: Any, **options: Any) -> Any:
             passed("before", arguments)
-            result = original(*arguments, **options)
-            passed("after", arguments, result)
+            with arguments[1].transaction() if failpoint.opened else nullcontext():
+                result = original(*arguments, **options)
+                passed("after", arguments, result)
             return result
 
         return asynchronous if inspect.iscoroutinefunction(original) else synchronous

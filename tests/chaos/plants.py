@@ -166,15 +166,20 @@ def _attempt_unchecked() -> None:
 
 
 def _view_apart_from_checkpoint() -> None:
+    from projector.fold import Changes
+
     def wrapper(original: Callable[..., Any]) -> Callable[..., Any]:
-        def advance(connection: Any, *arguments: Any, **options: Any) -> None:
-            original(connection, *arguments, **options)
-            connection.execute("commit")
-            connection.execute("begin")
+        def write(self: Any, connection: Any, changes: Any, move: Any = None) -> Any:
+            if move is None:
+                return original(self, connection, changes)
+            moved = original(self, connection, Changes(changes.position), move)
+            if moved is not None:
+                original(self, connection, changes)
+            return moved
 
-        return advance
+        return write
 
-    wrap("projector.follower:advance", wrapper)
+    wrap("projector.view:TasksView.write", wrapper)
 
 
 def _topics_filtered() -> None:

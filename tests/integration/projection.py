@@ -3,7 +3,7 @@
 import random
 import threading
 from collections.abc import Generator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
 
@@ -24,7 +24,6 @@ from command_side.service import Applied
 from events.append import AppendCommand, Appended, StreamAppend
 from events.codec import EventMapper
 from events.deadline import after
-from events.recorder import PostgresTaskRecorder
 from events.task_events import TaskError
 from projector.follower import Follower
 from projector.generations import Generation, ensure_live, generations, live
@@ -53,9 +52,8 @@ def following(dsn: str, *, poll_seconds: float = 0.1) -> Generator[Projector]:
 
 def project(dsn: str) -> int:
     """Brings the live generation to the head of the log; returns its checkpoint."""
-    recorder = PostgresTaskRecorder(lambda: connect_sync(dsn, name="test-read"))
-    with closing(recorder), connect_sync(dsn, name="test") as connection:
-        follower = Follower(connection, recorder, EventMapper(), ensure_live(connection))
+    with connect_sync(dsn, name="test") as connection:
+        follower = Follower(connection, EventMapper(), ensure_live(connection))
         while follower.step():
             continue
         follower.announce()

@@ -3,7 +3,6 @@
 import asyncio
 import random
 import threading
-from contextlib import closing
 from uuid import UUID
 
 import pytest
@@ -12,7 +11,6 @@ from command_side.commands import CancelTask, CompleteTask, RequeueTask, StartTa
 from events.codec import EventMapper
 from events.errors import CheckpointConflict
 from events.ids import queue_id
-from events.recorder import PostgresTaskRecorder
 from events.task_events import TaskStarted
 from projector.fold import Entry, FoldStopped
 from projector.follower import Follower
@@ -233,9 +231,8 @@ async def test_a_batch_read_before_an_event_is_taken_back_is_read_again(service:
             unpark(service.dsn, position)
             return batch
 
-    recorder = PostgresTaskRecorder(lambda: connect_sync(service.dsn, name="test-read"))
-    with closing(recorder), connect_sync(service.dsn, name="test") as connection:
-        follower = Slow(connection, recorder, EventMapper(), ensure_live(connection))
+    with connect_sync(service.dsn, name="test") as connection:
+        follower = Slow(connection, EventMapper(), ensure_live(connection))
         with pytest.raises(CheckpointConflict):
             follower.step()
     assert row(service.dsn, task.id)["status"] == "running"

@@ -3,7 +3,6 @@
 import asyncio
 import threading
 from collections import Counter
-from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -19,7 +18,6 @@ from command_side.commands import CancelTask, CompleteTask, StartTask
 from events.codec import EventMapper
 from events.errors import CheckpointConflict, LogRewound
 from events.migrate import migrate
-from events.recorder import PostgresTaskRecorder
 from events.tracking import check_log
 from projector.fold import Changes, FoldStopped
 from projector.follower import Follower
@@ -28,7 +26,7 @@ from projector.leadership import Leadership
 from projector.rows import LOADED, NAMES, row_of
 from projector.runner import STANDING_BY, Projector
 from projector.verify import inspect
-from projector.view import TasksView
+from projector.view import Move, TasksView
 from taskledger.postgres import connect_sync
 from tests.integration.projection import (
     append_raw,
@@ -134,21 +132,18 @@ async def test_a_standby_takes_over_when_the_leader_loses_its_lock(service: Serv
     assert inspect(service.dsn).differences == []
 
 
-def _followers(
-    connection: Connection[TupleRow], recorder: PostgresTaskRecorder
-) -> tuple[Follower, Follower]:
+def _followers(connection: Connection[TupleRow]) -> tuple[Follower, Follower]:
     generation = ensure_live(connection)
     return (
-        Follower(connection, recorder, EventMapper(), generation),
-        Follower(connection, recorder, EventMapper(), generation),
+        Follower(connection, EventMapper(), generation),
+        Follower(connection, EventMapper(), generation),
     )
 
 
 async def test_a_superseded_leader_changes_nothing(service: Service) -> None:
     await service.create()
-    recorder = PostgresTaskRecorder(lambda: connect_sync(service.dsn, name="test-read"))
-    with closing(recorder), connect_sync(service.dsn, name="test") as connection:
-        leader, frozen = _followers(connection, recorder)
+    with connect_sync(service.dsn, name="test") as connection:
+        leader, frozen = _followers(connection)
         assert leader.step()
         with pytest.raises(CheckpointConflict):
             frozen.step()
@@ -160,14 +155,16 @@ async def test_a_batch_that_dies_before_its_commit_is_folded_again_exactly(
 ) -> None:
     """A crash at the worst moment: all is written, nothing committed."""
     await many_histories(service, count=10)
-    recorder = PostgresTaskRecorder(lambda: connect_sync(service.dsn, name="test-read"))
-    with closing(recorder), connect_sync(service.dsn, name="test") as connection:
-        follower, _ = _followers(connection, recorder)
+    with connect_sync(service.dsn, name="test") as connection:
+        follower, _ = _followers(connection)
         write = TasksView.write
 
-        def write_and_die(view: TasksView, over: Connection[TupleRow], changes: Changes) -> None:
-            write(view, over, changes)
-            raise ConnectionResetError
+        def write_and_die(
+            view: TasksView, over: Connection[TupleRow], changes: Changes, move: Move | None = None
+        ) -> None:
+            with over.transaction():
+                assert write(view, over, changes, move) is not None
+                raise ConnectionResetError
 
         monkeypatch.setattr(TasksView, "write", write_and_die)
         with pytest.raises(ConnectionResetError):
@@ -184,9 +181,8 @@ async def test_batches_are_bounded_in_bytes(service: Service, monkeypatch: pytes
     for _ in range(5):
         await service.create(payload={"text": "x" * 1000})
     monkeypatch.setattr("projector.follower.BATCH_BYTES", 1500)
-    recorder = PostgresTaskRecorder(lambda: connect_sync(service.dsn, name="test-read"))
-    with closing(recorder), connect_sync(service.dsn, name="test") as connection:
-        follower, _ = _followers(connection, recorder)
+    with connect_sync(service.dsn, name="test") as connection:
+        follower, _ = _followers(connection)
         steps: list[int] = []
         while follower.step():
             steps.append(follower.checkpoint)
@@ -227,9 +223,8 @@ async def test_a_gap_in_a_history_stops_it_with_everything_before_stored(service
     await service.execute(task.id, StartTask(holder="h", worker="w"))
     await service.execute(task.id, CompleteTask(1, 1))
     execute(service.dsn, "delete from taskledger.task_events where originator_version = 2")
-    recorder = PostgresTaskRecorder(lambda: connect_sync(service.dsn, name="test-read"))
-    with closing(recorder), connect_sync(service.dsn, name="test") as connection:
-        follower, _ = _followers(connection, recorder)
+    with connect_sync(service.dsn, name="test") as connection:
+        follower, _ = _followers(connection)
         assert follower.step()
         assert follower.checkpoint == other.position
         with pytest.raises(FoldStopped, match="position 4"):
