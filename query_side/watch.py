@@ -109,12 +109,13 @@ class ReadWatch:
                 heard = time.monotonic()
                 if notification.payload.isdecimal():
                     self._seen = int(notification.payload)
+                    self._reach(self._seen)
             if time.monotonic() - heard > CHECK_SECONDS:
                 await answered(connection, b"select 1", seconds=_ANSWER_SECONDS)
                 heard = time.monotonic()
 
     async def _look(self) -> None:
-        if not self.waiting:
+        if not self.waiting or (not self._tasks and all(f.done() for _, f in self._positions)):
             return
         try:
             snapshot, rows = await self._model.fetch(statement("settled"), {"ids": list(self._tasks)})
@@ -122,11 +123,15 @@ class ReadWatch:
             _logger.debug("cannot look", reason=error.code)
             return
         self._seen = snapshot.checkpoint
-        for position, future in self._positions:
-            if position <= snapshot.checkpoint:
-                _finish(future)
+        self._reach(snapshot.checkpoint)
         for row in rows:
             for future in self._tasks.get(row["id"], ()):
+                _finish(future)
+
+    def _reach(self, checkpoint: int) -> None:
+        """Who waits for a position needs no look: the read it is woken for says where the table is."""
+        for position, future in self._positions:
+            if position <= checkpoint:
                 _finish(future)
 
 
