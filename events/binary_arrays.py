@@ -1,102 +1,122 @@
-"""PostgreSQL's binary form of the arrays that an append carries, written in one go.
+"""PostgreSQL's binary arrays: one parameter a column, whatever the number of rows.
 
-psycopg looks up how to write every element and every array by its type, which for a group of a few
-commands takes longer than the append itself.
+psycopg's own lists cost several microseconds an array and half of one an element, which would be most of
+what a small group of appends, or a batch of the read tables, costs its client.
 """
 
-from collections.abc import Iterable, Sequence
-from struct import Struct
-from typing import ClassVar, Final
+import struct
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-from psycopg import postgres
-from psycopg.abc import AdaptContext
-from psycopg.adapt import Dumper
+import psycopg
+from psycopg.adapt import Buffer, Dumper
 from psycopg.pq import Format
 
-_HEADER: Final = Struct("!iiIii")
-"""Dimensions (one), flags (no nulls), type of the elements, their number, the first one's index."""
-_LENGTH: Final = Struct("!i").pack
-_INT: Final = Struct("!ii").pack
-_BIGINT: Final = Struct("!iq").pack
-_UUID_LENGTH: Final = _LENGTH(16)
+
+class BinaryArray(bytes):
+    """Bound as it is; the statement says of which type it is (`$1::int8[]`)."""
+
+    __slots__ = ()
 
 
-class BinaryArray:
-    """The elements, ready to be sent. psycopg tells types of parameters by their classes."""
+class _AsItIs(Dumper):
+    format = Format.BINARY
 
-    __slots__ = ("data",)
-    ELEMENT: ClassVar[str]
-
-    def __init__(self, elements: Sequence[bytes]) -> None:
-        """Each element behind its length, as the makers below return it."""
-        header = _HEADER.pack(1, 0, postgres.types[self.ELEMENT].oid, len(elements), 1)
-        self.data: Final = header + b"".join(elements)
+    def dump(self, obj: Any) -> Buffer:
+        return bytes(obj)
 
 
-class Ints(BinaryArray):
-    ELEMENT = "int4"
+psycopg.adapters.register_dumper(BinaryArray, _AsItIs)
 
-    @classmethod
-    def of(cls, values: Iterable[int]) -> "Ints":
-        return cls([_INT(4, value) for value in values])
-
-
-class Bigints(BinaryArray):
-    ELEMENT = "int8"
-
-    @classmethod
-    def of(cls, values: Iterable[int]) -> "Bigints":
-        return cls([_BIGINT(8, value) for value in values])
+_HEADER: Final = struct.Struct(">iiIii").pack
+"""Dimensions, whether there are nulls, the elements' type, their number, the first one's index."""
+_LENGTH: Final = struct.Struct(">i").pack
+_NULL: Final = _LENGTH(-1)
+_INT4: Final = struct.Struct(">ii").pack
+_INT8: Final = struct.Struct(">iq").pack
+_FLOAT8: Final = struct.Struct(">id").pack
+_BOOL: Final = struct.Struct(">i?").pack
+_EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
 
 
-class Uuids(BinaryArray):
-    ELEMENT = "uuid"
-
-    @classmethod
-    def of(cls, values: Iterable[UUID]) -> "Uuids":
-        return cls([_UUID_LENGTH + value.bytes for value in values])
+def _int4(value: int) -> bytes:
+    return _INT4(4, value)
 
 
-class Texts(BinaryArray):
-    ELEMENT = "text"
-
-    @classmethod
-    def of(cls, values: Sequence[str]) -> "Texts":
-        """Of few different values, as a rule."""
-        written = {value: _counted(value.encode()) for value in set(values)}
-        return cls([written[value] for value in values])
+def _int8(value: int) -> bytes:
+    return _INT8(8, value)
 
 
-class Byteas(BinaryArray):
-    ELEMENT = "bytea"
-
-    @classmethod
-    def of(cls, values: Iterable[bytes]) -> "Byteas":
-        return cls([_counted(value) for value in values])
+def _float8(value: float) -> bytes:
+    return _FLOAT8(8, value)
 
 
-def accept_arrays(context: AdaptContext) -> None:
-    """Lets the connection take them as parameters (`%b`)."""
-    for dumper in _DUMPERS:
-        context.adapters.register_dumper(dumper.TAKES, dumper)
+def _bool(value: bool) -> bytes:
+    return _BOOL(1, value)
 
 
-def _counted(data: bytes) -> bytes:
+def _timestamptz(value: datetime) -> bytes:
+    return _INT8(8, (value - _EPOCH) // _MICROSECOND)
+
+
+def _uuid(value: UUID) -> bytes:
+    return b"\0\0\0\x10" + value.bytes
+
+
+def _bytea(value: bytes) -> bytes:
+    return _LENGTH(len(value)) + value
+
+
+def _text(value: str) -> bytes:
+    data = value.encode()
     return _LENGTH(len(data)) + data
 
 
-class _Dumper(Dumper):
-    format = Format.BINARY
-    TAKES: ClassVar[type[BinaryArray]]
-
-    def dump(self, obj: BinaryArray) -> bytes:
-        return obj.data
+def _texts(value: Sequence[str]) -> bytes:
+    """As the text of an array: unnest() would take the elements of an array of arrays one by one."""
+    quoted = [text.replace("\\", "\\\\").replace('"', '\\"') for text in value]
+    return _text("{" + ",".join(f'"{text}"' for text in quoted) + "}")
 
 
-def _dumper(takes: type[BinaryArray]) -> type[_Dumper]:
-    oid = postgres.types[takes.ELEMENT].array_oid
-    return type(f"_{takes.__name__}Dumper", (_Dumper,), {"oid": oid, "TAKES": takes})
+class _Type(NamedTuple):
+    oid: int
+    element: Callable[[Any], bytes]
+    """Its length, then itself."""
 
 
-_DUMPERS: Final = [_dumper(takes) for takes in (Ints, Bigints, Uuids, Texts, Byteas)]
+_TYPES: Final = {
+    "uuid": _Type(2950, _uuid),
+    "int4": _Type(23, _int4),
+    "int8": _Type(20, _int8),
+    "float8": _Type(701, _float8),
+    "bool": _Type(16, _bool),
+    "timestamptz": _Type(1184, _timestamptz),
+    "text": _Type(25, _text),
+    "text[]": _Type(25, _texts),
+    "bytea": _Type(17, _bytea),
+}
+
+
+def parameter_type(type_: str) -> str:
+    """Of the array that array() makes; for `text[]` each element is to be cast back."""
+    return "text[]" if type_ == "text[]" else f"{type_}[]"
+
+
+def array(type_: str, values: Sequence[Any]) -> BinaryArray | None:
+    """None where all are null: unnest() fills up what is shorter than its neighbours.
+
+    Raises ArithmeticError, ValueError or TypeError for what the type cannot hold.
+    """
+    oid, element = _TYPES[type_]
+    try:
+        elements = [_NULL if value is None else element(value) for value in values]
+    except struct.error as error:
+        raise OverflowError(f"a value that {type_} cannot hold") from error
+    nulls = elements.count(_NULL)
+    if elements and nulls == len(elements):
+        return None
+    header = _HEADER(1, nulls > 0, oid, len(elements), 1)
+    return BinaryArray(header + b"".join(elements))

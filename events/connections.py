@@ -16,7 +16,6 @@ from eventsourcing.persistence import PersistenceError
 from psycopg import AsyncConnection, AsyncCursor, Connection
 from psycopg.rows import TupleRow
 
-from events.binary_arrays import accept_arrays
 from events.deadline import pauses, remaining
 from events.errors import SchemaNotReady, StorageFull, StoreUnavailable
 
@@ -114,7 +113,6 @@ class Connections:
         """A connection of the caller's own, in autocommit. Raises psycopg's errors."""
         connection = self._connect()
         connection.autocommit = True
-        accept_arrays(connection)
         return connection
 
     def close(self) -> None:

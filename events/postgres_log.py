@@ -21,7 +21,6 @@ from events.append import (
     outcomes_of,
     recognise_own,
 )
-from events.binary_arrays import accept_arrays
 from events.connections import sever, unavailable
 from events.deadline import after, pauses, remaining, within
 from events.errors import LogRewound, SchemaNotReady, StoreUnavailable
@@ -162,7 +161,6 @@ class PostgresLog(PostgresLogReader):
         connection = self._connection
         if connection is None or connection.closed:
             connection = self._connection = await self._connect()
-            accept_arrays(connection)
             await self._meet(connection)
         try:
             cursor = connection.cursor(binary=True)

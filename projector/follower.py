@@ -175,7 +175,7 @@ class Follower:
             raise LogRewound(f"at position {self.checkpoint} is no longer the event that was read")
         if rows[0][1] is None:
             return None
-        recorded = [RecordedEvent(*row[1:]) for row in rows]
+        recorded = [RecordedEvent.of_row(row[1:]) for row in rows]
         decoded = decode(recorded, self._mapper, self._parked)
         if decoded.stopped is not None and not decoded.entries:
             raise decoded.stopped

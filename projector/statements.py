@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Final
 
+from events.binary_arrays import parameter_type
 from events.tracking import READ_CHANNEL
-from projector.arrays import parameter_type
 from projector.fold import ACTIVITIES
 from projector.rows import COLUMNS, ID, MUTABLE, Column
 

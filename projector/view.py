@@ -11,7 +11,7 @@ from uuid import UUID
 from psycopg import Connection, RawCursor
 from psycopg.rows import TupleRow
 
-from projector.arrays import BinaryArray, array
+from events.binary_arrays import BinaryArray, array
 from projector.fold import ACTIVITIES, FOLD_VERSION, Changes, QueueRow, TaskRow
 from projector.rows import COLUMNS, LOADED, Column, row_of, text
 from projector.statements import ACTIVITY, COUNTS, QUEUES, UPDATED, Parts, write_statement

@@ -18,6 +18,7 @@ from urllib.parse import unquote_to_bytes
 import orjson
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.telemetry import TelemetryConfig
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -35,6 +36,7 @@ from taskledger.telemetry import get_logger
 
 __all__ = [
     "MAX_ERRORS",
+    "NO_TELEMETRY",
     "PROBLEMS",
     "Edge",
     "EdgeMiddleware",
@@ -55,6 +57,9 @@ __all__ = [
 
 MAX_ERRORS: Final = 100
 RETRY_AFTER_SECONDS: Final = 1
+
+NO_TELEMETRY: Final = TelemetryConfig(tracing=False, metrics=False, logs=False)
+"""Of FastAPI's own: it asks for its settings again in every request. Ours is in taskledger.metrics."""
 
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9_.-]{1,64}")
 _DEFAULTS: Final = HttpSettings()

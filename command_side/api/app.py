@@ -27,7 +27,7 @@ from events.group_commit import GroupCommit
 from events.postgres_log import PostgresLog
 from events.witness import Witness
 from taskledger.direct import add_direct
-from taskledger.http import install, on_stopping, serve
+from taskledger.http import NO_TELEMETRY, install, on_stopping, serve
 from taskledger.operator_routes import add_docs, add_health, add_metrics
 from taskledger.postgres import WAITING_PER_CONNECTION, connect, make_pool
 from taskledger.redis import make_redis
@@ -101,6 +101,7 @@ def create_app(settings: Settings) -> FastAPI:
             description="Everything that changes a task. What a task is like now, the query API tells.",
             docs_url=None,
             redoc_url=None,
+            telemetry=NO_TELEMETRY,
             lifespan=lifespan,
         ),
         settings,

@@ -18,7 +18,7 @@ from query_side.overview import Overview, kinds
 from query_side.read_model import ReadModel, statement
 from query_side.tasks import Tasks
 from query_side.watch import ReadWatch
-from taskledger.http import PROBLEMS, install, on_stopping, serve
+from taskledger.http import NO_TELEMETRY, PROBLEMS, install, on_stopping, serve
 from taskledger.operator_routes import add_docs, add_health, add_metrics
 from taskledger.postgres import SESSION, WAITING_PER_CONNECTION, connect, make_pool
 from taskledger.registry import Registry, load_registry
@@ -64,6 +64,7 @@ def create_app(settings: Settings, registry: Registry | None = None) -> FastAPI:
         description="Everything that can be asked. Nothing here changes a task.",
         docs_url=None,
         redoc_url=None,
+        telemetry=NO_TELEMETRY,
         lifespan=lifespan,
         responses=PROBLEMS,
     )
