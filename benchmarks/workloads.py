@@ -6,8 +6,11 @@ import statistics
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final
+
+import uvloop
 
 from benchmarks.subject import Running, WrongError
 from benchmarks.wire import Answer, Connection, request
@@ -37,8 +40,21 @@ def percentile(values: Iterable[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
-async def submit(url: str, numbers: range) -> tuple[list[tuple[int, dict[str, Any]]], list[float]]:
-    """One request a task over CONNECTIONS connections: what was created, and seconds per answer."""
+@dataclass(frozen=True)
+class Submitted:
+    began: float
+    """When the first request left, as time.perf_counter() tells it; what the client did before and after
+    is no part of it."""
+    accepted: float
+    """When the last answer was there."""
+    created: list[tuple[int, dict[str, Any]]]
+    """What each task was made with, and what its creation answered."""
+    seconds: list[float]
+    """Per answer."""
+
+
+async def submit(url: str, numbers: range) -> Submitted:
+    """One request a task over CONNECTIONS connections."""
     requests = iter([(n, request("POST", url, body(n))) for n in numbers])
     answers: list[tuple[int, Answer]] = []
     seconds: list[float] = []
@@ -50,12 +66,14 @@ async def submit(url: str, numbers: range) -> tuple[list[tuple[int, dict[str, An
             seconds.append(time.perf_counter() - began)
 
     connections = [await Connection.open(url) for _ in range(CONNECTIONS)]
+    began = time.perf_counter()
     await asyncio.gather(*map(client, connections))
+    accepted = time.perf_counter()
     for connection in connections:
         connection.close()
     for _, answer in answers:
         _accepted(answer)
-    return [(n, answer.document) for n, answer in answers], seconds
+    return Submitted(began, accepted, [(n, answer.document) for n, answer in answers], seconds)
 
 
 def _accepted(answer: Answer) -> None:
@@ -67,21 +85,19 @@ def single(launch: Launch, tasks: int) -> Figures:
     """One task a request at 64 connections, everything running; until all can be read as completed."""
     with launch(1) as running:
         running.work()
-        asyncio.run(submit(running.submit_url, range(WARM_UP_TASKS)))
+        uvloop.run(submit(running.submit_url, range(WARM_UP_TASKS)))
         running.await_completed(WARM_UP_TASKS)
         before = running.cpu()
-        began = time.perf_counter()
-        created, seconds = asyncio.run(submit(running.submit_url, range(tasks)))
-        accepted = time.perf_counter()
+        done = uvloop.run(submit(running.submit_url, range(tasks)))
         running.await_completed(WARM_UP_TASKS + tasks)
         ended = time.perf_counter()
         spent = {name: after - before.get(name, 0.0) for name, after in running.cpu().items()}
-        running.check_results(created)
+        running.check_results(done.created)
     return {
-        "accepted/s": tasks / (accepted - began),
-        "completed/s": tasks / (ended - began),
-        "accept p50 ms": 1_000 * statistics.median(seconds),
-        "accept p99 ms": 1_000 * percentile(seconds, 0.99),
+        "accepted/s": tasks / (done.accepted - done.began),
+        "completed/s": tasks / (ended - done.began),
+        "accept p50 ms": 1_000 * statistics.median(done.seconds),
+        "accept p99 ms": 1_000 * percentile(done.seconds, 0.99),
         "CPU ms/task": 1_000 * sum(spent.values()) / tasks,
         **{f"CPU ms/task: {name}": 1_000 * used / tasks for name, used in spent.items()},
     }
@@ -90,10 +106,9 @@ def single(launch: Launch, tasks: int) -> Figures:
 def accept(launch: Launch, tasks: int) -> Figures:
     """One task a request at 64 connections; nobody works."""
     with launch(0) as running:
-        asyncio.run(submit(running.submit_url, range(WARM_UP_TASKS)))
-        began = time.perf_counter()
-        asyncio.run(submit(running.submit_url, range(tasks)))
-        return {"accepted/s": tasks / (time.perf_counter() - began)}
+        uvloop.run(submit(running.submit_url, range(WARM_UP_TASKS)))
+        done = uvloop.run(submit(running.submit_url, range(tasks)))
+        return {"accepted/s": tasks / (done.accepted - done.began)}
 
 
 def bulk(launch: Launch, tasks: int, workers: int) -> Figures:
@@ -157,9 +172,9 @@ def latency(launch: Launch, tasks: int) -> Figures:
     """From the request to the answer that reads "completed": one at a time, and at 50 a second."""
     with launch(1) as running:
         running.work()
-        asyncio.run(submit(running.submit_url, range(WARM_UP_TASKS)))
+        uvloop.run(submit(running.submit_url, range(WARM_UP_TASKS)))
         running.await_completed(WARM_UP_TASKS)
-        idle, busy = asyncio.run(_latencies(running, tasks))
+        idle, busy = uvloop.run(_latencies(running, tasks))
     return {
         "idle p50 ms": 1_000 * statistics.median(idle),
         "idle p99 ms": 1_000 * percentile(idle, 0.99),
