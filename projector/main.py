@@ -6,6 +6,7 @@ from types import FrameType
 
 from projector.runner import Projector
 from taskledger.health import Health, health_server
+from taskledger.lifecycle import spare_collector
 from taskledger.settings import Settings
 
 
@@ -20,6 +21,7 @@ def run(settings: Settings) -> None:
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
     projector = Projector(settings.require_postgres())
+    spare_collector()
     with health_server(settings.health, lambda: _health(projector)):
         projector.run(stop)
 

@@ -1,6 +1,7 @@
 """How a process ends: with which code, and whose death it follows."""
 
 import ctypes
+import gc
 import os
 import signal
 import sys
@@ -34,3 +35,16 @@ def follow_supervisor() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != int(supervisor):  # it ended before we asked
         sys.exit(EXIT_FAILED)
+
+
+_YOUNG_OBJECTS: Final = 20_000
+"""That may come into being before the collector looks for cycles among them; a few MB."""
+
+
+def spare_collector() -> None:
+    """Call once everything that stays is made. The collector then passes over it, and looks less often:
+    what a request or an event leaves behind has no cycles and is freed without it, and its looks were a
+    tenth of the time of a busy process."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_YOUNG_OBJECTS, *gc.get_threshold()[1:])

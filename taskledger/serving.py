@@ -17,6 +17,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from events.errors import ConfigurationError
+from taskledger.lifecycle import spare_collector
 from taskledger.protocol import HttpConnection, ServerConfig
 from taskledger.settings import HttpSettings
 from taskledger.telemetry import get_logger
@@ -72,6 +73,7 @@ def serve(app: FastAPI, *, host: str, port: int, setting: str, http: HttpSetting
         # uvicorn raises the signal again once it has stopped; by then all is done.
         signal.signal(signal.SIGTERM, _stay)
         signal.signal(signal.SIGINT, _stay)
+        spare_collector()
         _Server(configure(app, http), app, http.drain_seconds).run(sockets=[listening])
 
 

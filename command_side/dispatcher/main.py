@@ -26,6 +26,7 @@ from events.migrate import check_schema
 from events.postgres_log import PostgresLog
 from taskledger.health import Health, Heartbeat, health_server
 from taskledger.leader import Leader, leader_connect, leadership
+from taskledger.lifecycle import spare_collector
 from taskledger.metrics import CHECKPOINT, LAG
 from taskledger.postgres import connect, connect_sync, make_pool
 from taskledger.redis import make_redis
@@ -46,6 +47,7 @@ def run(settings: Settings) -> None:
     def health() -> Health:
         return Health(live=heartbeat.alive(), missing=status.missing())
 
+    spare_collector()
     with health_server(settings.health, health):
         uvloop.run(_run(settings, status, heartbeat))
 

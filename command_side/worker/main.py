@@ -32,7 +32,7 @@ from events.codec import EventMapper
 from events.group_commit import GroupCommit
 from events.postgres_log import PostgresLog
 from taskledger.health import Health, Heartbeat, health_server
-from taskledger.lifecycle import EXIT_INTERRUPTED, EXIT_REPLACE
+from taskledger.lifecycle import EXIT_INTERRUPTED, EXIT_REPLACE, spare_collector
 from taskledger.postgres import SESSION, connect, connect_sync, make_pool
 from taskledger.redis import make_redis
 from taskledger.registry import Registry, load_registry
@@ -256,4 +256,5 @@ def run(settings: Settings) -> int:
             loop.add_signal_handler(number, on_signal)
         return await serve(settings, stop)
 
+    spare_collector()
     return uvloop.run(main())
