@@ -72,6 +72,7 @@ class FoldStopped(LogError):  # noqa: N818  like its siblings, it says what happ
     def __init__(self, position: int, reason: str) -> None:
         super().__init__(f"position {position}: {reason}")
         self.position = position
+        self.reason = reason
 
 
 @dataclass(slots=True)

@@ -1,14 +1,17 @@
 """`taskledger rebuild`: the read tables anew from the log, beside the live ones, then switched.
 
+The log up to where the live generation is now is folded stream by stream (projector.filling), what came
+since is followed, parity is proved, and one transaction switches.
 Nothing is re-run and nothing is published: only the fold is repeated. Reads go on meanwhile, all from
 one generation or the other. A rebuild that dies leaves an unread generation, which the next one drops.
 """
 
 import sys
+import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, TextIO
 
 from psycopg import Connection, IsolationLevel
 from psycopg.rows import TupleRow
@@ -19,15 +22,13 @@ from events.migrate import check_schema
 from events.recorder import PostgresTaskRecorder
 from events.tracking import check_log
 from projector import generations
+from projector.filling import Access, Progress, fill
 from projector.follower import BATCH_EVENTS, Follower
 from projector.generations import Generation
 from projector.leadership import Leadership
 from projector.parity import SHOWN, Snapshot, differences
 from taskledger.postgres import SESSION, connect_sync
 from taskledger.settings import Settings
-
-Progress = Callable[[int, int], None]
-"""Called with the position reached and the one to reach."""
 
 MAINTENANCE: Final = f"{SESSION} -c statement_timeout=0 -c idle_in_transaction_session_timeout=0"
 """Comparing a big table takes as long as it takes, and holds up nobody."""
@@ -46,8 +47,10 @@ class Rebuilt:
     they do not stop the switch."""
 
 
-def rebuild(dsn: str, *, progress: Progress | None = None) -> Rebuilt:
-    """Raises psycopg errors, SchemaNotReady, and FoldStopped at an event that this release cannot
+def rebuild(dsn: str, *, progress: Progress | None = None, processes: int | None = None) -> Rebuilt:
+    """By so many processes; None: one a core, and this one alone for a short log.
+
+    Raises psycopg errors, SchemaNotReady, and FoldStopped at an event that this release cannot
     fold; the live generation is then as it was."""
     recorder = PostgresTaskRecorder(lambda: connect_sync(dsn, name="rebuild-read"))
     with (
@@ -57,8 +60,16 @@ def rebuild(dsn: str, *, progress: Progress | None = None) -> Rebuilt:
     ):
         check_schema(connection)
         generation = _begin(connection, leadership)
-        follower = Follower(connection, EventMapper(), generation)
         try:
+            filled = fill(
+                Access(dsn, _SESSION),
+                connection,
+                generation,
+                upto=_target(connection, recorder),
+                processes=processes,
+                progress=progress,
+            )
+            follower = Follower(connection, EventMapper(), replace(generation, checkpoint=filled))
             _catch_up(connection, follower, recorder, progress)
             found = _prove(dsn, connection, follower)
             replaced = _switch(connection, follower, recorder)
@@ -142,6 +153,7 @@ def _prove(dsn: str, connection: Connection[TupleRow], follower: Follower) -> li
             return [f"the live generation was at position {live.checkpoint}, beyond the log"]
         old = Snapshot(frozen, live.number)
         with connection.transaction():
+            connection.execute("set local enable_seqscan = on")
             return differences(old, Snapshot(connection, follower.generation.number), shown=SHOWN)
 
 
@@ -172,7 +184,7 @@ def run(settings: Settings, *, prune: bool = False, go_back: bool = False) -> in
     if go_back:
         out.write(f"generation {rollback(dsn)} is live again\n")
         return 0
-    done = rebuild(dsn, progress=_show if sys.stderr.isatty() else None)
+    done = rebuild(dsn, progress=Meter(sys.stderr) if sys.stderr.isatty() else None)
     if done.differences:
         out.write("the old tables were not what the log says; now they are:\n")
         out.writelines(f"  {line}\n" for line in done.differences)
@@ -184,7 +196,17 @@ def run(settings: Settings, *, prune: bool = False, go_back: bool = False) -> in
     return 0
 
 
-def _show(position: int, target: int) -> None:
-    end = "\n" if position >= target else ""
-    sys.stderr.write(f"\rfolded {position:,} of {target:,} events{end}")
-    sys.stderr.flush()
+class Meter:
+    """Progress for people, on one line of `out`."""
+
+    def __init__(self, out: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
+        self._out = out
+        self._clock = clock
+        self._began = clock()
+
+    def __call__(self, done: int, total: int) -> None:
+        rate = done / max(self._clock() - self._began, 0.001)
+        left = (total - done) / max(rate, 1)
+        end = "\n" if done >= total else ""
+        self._out.write(f"\rfolded {done:,} of {total:,} events, {rate:,.0f}/s, {left:,.0f} s left  {end}")
+        self._out.flush()

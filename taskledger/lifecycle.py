@@ -31,9 +31,14 @@ def follow_supervisor() -> None:
     supervisor = os.environ.pop(SUPERVISOR_PID, "")
     if not supervisor.isdigit():
         return
+    die_with_parent(int(supervisor))
+
+
+def die_with_parent(parent: int) -> None:
+    """SIGKILL for this process when `parent`, which started it, has ended; exits if it has already."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != int(supervisor):  # it ended before we asked
+    if os.getppid() != parent:  # it ended before we asked
         sys.exit(EXIT_FAILED)
 
 

@@ -103,7 +103,8 @@ FAILPOINTS: Final[Mapping[str, Failpoint]] = {
         "projector.view:TasksView.write", "after", _PROJECTOR, _rows, opened=True
     ),
     "projector-after-commit": Failpoint("projector.follower:Follower._commit", "after", _PROJECTOR),
-    "rebuild-mid-fold": Failpoint("projector.view:TasksView.write", "after", _REBUILD),
+    "rebuild-mid-fold": Failpoint("projector.filling:fold_range", "after", _REBUILD),
+    "rebuild-before-indexes": Failpoint("projector.indexes:build", "before", _REBUILD),
     "rebuild-before-swap": Failpoint("projector.rebuild:_switch", "before", _REBUILD),
     "rebuild-mid-swap": Failpoint(
         "projector.generations:set_state", "after", _REBUILD, lambda a, _: bool(a[2] == "retired")

@@ -20,7 +20,14 @@ DEAF = "redis://127.0.0.1:9"
 
 
 @pytest.mark.parametrize(
-    "point", ["rebuild-mid-fold", "rebuild-before-swap", "rebuild-mid-swap", "rebuild-after-swap"]
+    "point",
+    [
+        "rebuild-mid-fold",
+        "rebuild-before-indexes",
+        "rebuild-before-swap",
+        "rebuild-mid-swap",
+        "rebuild-after-swap",
+    ],
 )
 async def test_projector_rebuild_killed_leaves_reads_and_the_next_rebuild_alone(
     service: Service, tmp_path: Path, point: str
