@@ -18,6 +18,7 @@ from typing import Any
 
 from benchmarks import report, workloads
 from benchmarks.limits import LIMITS
+from benchmarks.rebuild import rebuild
 from benchmarks.servers import POSTGRES, Servers, running
 from benchmarks.subject import ROOT, Running, Subject, all_subjects
 
@@ -28,6 +29,7 @@ WORKLOADS: dict[str, tuple[Work, int]] = {
     "bulk": (partial(workloads.bulk, workers=1), 20_000),
     "bulk-2": (partial(workloads.bulk, workers=2), 20_000),
     "latency": (workloads.latency, 200),
+    "rebuild": (rebuild, 333_334),
 }
 """With how many tasks."""
 
@@ -41,7 +43,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, running(Path(folder)) as servers:
         for number in range(options.rounds):
             for part in options.parts:
-                for name, one in [*chosen.items(), *_limits_of(part)]:
+                for name, one in [*_able(chosen, part), *_limits_of(part)]:
                     launch = partial(_launch, one, pythons.get(name), servers, Path(folder, "logs", name))
                     began = time.monotonic()
                     figures = WORKLOADS[part][0](launch, options.tasks or WORKLOADS[part][1])
@@ -49,6 +51,11 @@ def main() -> int:
                     _say(f"round {number + 1}, {part}, {one.title}: {_line(figures, began)}")
     _write(options.out, options.rounds, results)
     return 0
+
+
+def _able(chosen: dict[str, Subject], part: str) -> list[tuple[str, Subject]]:
+    """Of the peers none can rebuild what it shows."""
+    return [(name, one) for name, one in chosen.items() if part != "rebuild" or one.rebuild]
 
 
 def _limits_of(part: str) -> list[tuple[str, Subject]]:

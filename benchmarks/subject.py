@@ -4,6 +4,7 @@ Braces in commands, addresses and variables stand for `{dsn}`, `{redis}`, `{work
 `{api}` and `{query}`, and `{free}`, another port each time. In `read` they stand for fields of a task.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
@@ -53,6 +54,8 @@ class Subject:
     count: str
     """Answers a document with the number of completed tasks behind the keys of `counted`."""
     counted: list[str]
+    rebuild: list[str] = field(default_factory=list[str])
+    """Makes what is read anew from the log, for those that have one."""
     environment: dict[str, str] = field(default_factory=dict[str, str])
 
     @classmethod
@@ -101,13 +104,16 @@ class Running:
         }
         self._client = httpx.Client(timeout=30, trust_env=False)
 
+    @contextlib.contextmanager
+    def prepared(self) -> Generator[Self]:
+        """With its tables, and no process that runs."""
+        with contextlib.closing(self._client):
+            self._prepare()
+            yield self
+
     def __enter__(self) -> Self:
-        logs = self._logs
-        logs.mkdir(parents=True, exist_ok=True)
-        self._servers.clear()
         try:
-            for command in self.subject.prepare:
-                self._run(command)
+            self._prepare()
             for name in self.subject.processes:
                 if name != "worker":
                     self._start(name, name)
@@ -121,6 +127,22 @@ class Running:
         for process in reversed(self._processes.values()):
             process.end()
         self._client.close()
+
+    def _prepare(self) -> None:
+        self._logs.mkdir(parents=True, exist_ok=True)
+        self._servers.clear()
+        for command in self.subject.prepare:
+            self._run(command)
+
+    @property
+    def dsn(self) -> str:
+        return self._servers.dsn
+
+    def rebuild(self) -> tuple[float, str]:
+        """Seconds that the command took, its start included, and what it said."""
+        began = time.perf_counter()
+        said = self._run(self.subject.rebuild)
+        return time.perf_counter() - began, said
 
     def work(self) -> None:
         for n in range(self.workers):

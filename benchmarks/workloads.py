@@ -5,7 +5,6 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final
@@ -27,7 +26,7 @@ POLL_SHARE: Final = 0.05
 """Of the time waited so far: what a poll's pause grows with."""
 
 Figures = dict[str, float]
-Launch = Callable[[int], AbstractContextManager[Running]]
+Launch = Callable[[int], Running]
 """Starts a subject for a number of workers; the workers wait for `work`."""
 
 
