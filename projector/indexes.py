@@ -15,42 +15,40 @@ BUILD_MEMORY: Final = "256MB"
 """For sorting, while indexes are built."""
 
 _INDEXES: Final = """
-select format('%%I.%%I', n.nspname, c.relname), pg_get_indexdef(c.oid)
-from pg_index i join pg_class c on c.oid = i.indexrelid join pg_namespace n on n.oid = c.relnamespace
-where i.indrelid = %s::regclass and not i.indisprimary order by c.relname
-"""
-_PRIMARY_KEY: Final = """
-select format('%%I', conname), pg_get_constraintdef(oid) from pg_constraint
-where conrelid = %s::regclass and contype = 'p'
+select format('%%I', c.relname), pg_get_indexdef(c.oid), i.indisprimary
+from pg_index i join pg_class c on c.oid = i.indexrelid
+where i.indrelid = %s::regclass order by i.indisprimary desc, c.relname
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Later:
-    """The statements that build them again."""
+    """What makes them again."""
 
-    primary_key: list[str]
-    others: list[str]
+    build: list[str]
+    """In any order, several at once."""
+    attach: list[str]
+    """Then these: an index becomes the primary key."""
 
 
 def take_away(connection: Connection[TupleRow], generation: int) -> Later:
-    table = f"{schema_name(generation)}.tasks"
+    schema = schema_name(generation)
+    table = f"{schema}.tasks"
     later = Later([], [])
-    for name, definition in connection.execute(_PRIMARY_KEY, (table,)).fetchall():
-        connection.execute(f"alter table {table} drop constraint {name}".encode())
-        later.primary_key.append(f"alter table {table} add constraint {name} {definition}")
-    for name, definition in connection.execute(_INDEXES, (table,)).fetchall():
-        connection.execute(f"drop index {name}".encode())
-        later.others.append(definition)
+    for name, definition, is_primary in connection.execute(_INDEXES, (table,)).fetchall():
+        later.build.append(definition)
+        if is_primary:
+            connection.execute(f"alter table {table} drop constraint {name}".encode())
+            later.attach.append(f"alter table {table} add constraint {name} primary key using index {name}")
+        else:
+            connection.execute(f"drop index {schema}.{name}".encode())
     return later
 
 
 def build(connections: Sequence[Connection[TupleRow]], later: Later) -> None:
-    """The primary key, for which the table is locked; then the others, one at a time by each connection."""
+    """Each connection builds one index at a time."""
     for connection in connections:
         connection.execute(f"set maintenance_work_mem = '{BUILD_MEMORY}'".encode())
-    for statement in later.primary_key:
-        connections[0].execute(statement.encode())
     idle = SimpleQueue[Connection[TupleRow]]()
     for connection in connections:
         idle.put(connection)
@@ -63,5 +61,7 @@ def build(connections: Sequence[Connection[TupleRow]], later: Later) -> None:
             idle.put(connection)
 
     with ThreadPoolExecutor(len(connections)) as threads:
-        for _ in threads.map(build_one, later.others):
+        for _ in threads.map(build_one, later.build):
             continue
+    for statement in later.attach:
+        connections[0].execute(statement.encode())
