@@ -3,6 +3,8 @@
 import asyncio
 import io
 import random
+import subprocess
+import sys
 from itertools import pairwise
 from uuid import UUID, uuid4
 
@@ -19,7 +21,15 @@ from projector.parking import Parked
 from projector.rebuild import Meter, rebuild
 from projector.verify import inspect
 from taskledger.postgres import connect_sync
-from tests.integration.projection import append_raw, execute, many_histories, present, project, table
+from tests.integration.projection import (
+    append_raw,
+    execute,
+    live_number,
+    many_histories,
+    present,
+    project,
+    table,
+)
 from tests.support import Service
 
 TABLES = ("tasks", "counts", "activity", "queues")
@@ -70,6 +80,30 @@ async def test_ranges_give_the_tables_that_following_gives(service: Service, pro
     head = await service.log.head()
     assert len(seen) > 5
     assert seen[-1] == (head, head)
+    assert inspect(service.dsn).differences == []
+
+
+FORKING = """
+import sys
+from projector import filling, rebuild
+filling.RANGE_EVENTS = 20
+assert filling._how() == "fork" or sys.platform != "linux"
+assert rebuild.rebuild(sys.argv[1], processes=2).differences == ()
+"""
+
+
+async def test_a_process_without_threads_forks_and_gives_the_same(service: Service) -> None:
+    await many_histories(service)
+    project(service.dsn)
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-c", FORKING, service.dsn],
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert live_number(service.dsn) == 2
     assert inspect(service.dsn).differences == []
 
 
