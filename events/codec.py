@@ -7,13 +7,13 @@ from uuid import UUID
 import orjson
 from eventsourcing.domain import DomainEventProtocol
 from eventsourcing.persistence import Mapper, StoredEvent, Transcoder
-from eventsourcing.utils import TopicError, resolve_topic
 from pydantic import BaseModel
 
 from events.errors import UndecodableEvent, UnknownEvent
 from events.ids import as_uuid
+from events.plain import plain_record
 from events.queue_events import QueueEvent
-from events.records import ENVELOPE, METADATA, EventRecord
+from events.records import ENVELOPE, METADATA, EventRecord, known_record
 from events.task_events import TaskEvent
 
 RECORD_FAMILIES = (TaskEvent, QueueEvent)
@@ -86,6 +86,15 @@ class EventMapper(Mapper[UUID]):
         """Raises UnknownEvent for a topic or version this release does not know, UndecodableEvent
         for a state that does not fit its topic. The messages name the event, never its content."""
         cls = known_record(stored.topic)
+        if cls is not None and isinstance(stored.originator_id, UUID):
+            plain = plain_record(cls, stored.originator_id, stored.originator_version, stored.state)
+            if plain is not None:
+                return plain
+        return self.validated(stored)
+
+    def validated(self, stored: StoredEvent) -> EventRecord:
+        """As decode(), by the ordinary way, which knows what to change, check and refuse."""
+        cls = known_record(stored.topic)
         where = f"{stored.topic} {stored.originator_id} version {stored.originator_version}"
         if cls is None:
             raise UnknownEvent(f"{where}: this release does not know the topic")
@@ -103,17 +112,6 @@ class EventMapper(Mapper[UUID]):
             )
         except (ValueError, TypeError, AttributeError, LookupError) as error:
             raise UndecodableEvent(f"{where}: {type(error).__name__}") from error
-
-
-def known_record(topic: str) -> type[EventRecord] | None:
-    """The record class of a topic, or None. A topic is never a module path: nothing is imported."""
-    if ":" in topic or "." in topic:
-        return None
-    try:
-        cls = resolve_topic(topic)
-    except (TopicError, ValueError):
-        return None
-    return cls if isinstance(cls, type) and issubclass(cls, EventRecord) else None
 
 
 def is_task_topic(topic: str) -> bool:

@@ -3,7 +3,7 @@
 from typing import Any, ClassVar, Self
 from uuid import UUID
 
-from eventsourcing.utils import register_topic
+from eventsourcing.utils import TopicError, register_topic, resolve_topic
 from pydantic import BaseModel, ConfigDict
 
 
@@ -43,3 +43,14 @@ class EventRecord(BaseModel):
 
 ENVELOPE = frozenset({"originator_id", "originator_version"})
 METADATA = ("event_uid", "correlation_id", "causation_id", "traceparent", "actor")
+
+
+def known_record(topic: str) -> type[EventRecord] | None:
+    """The record class of a topic, or None. A topic is never a module path: nothing is imported."""
+    if ":" in topic or "." in topic:
+        return None
+    try:
+        cls = resolve_topic(topic)
+    except (TopicError, ValueError):
+        return None
+    return cls if isinstance(cls, type) and issubclass(cls, EventRecord) else None

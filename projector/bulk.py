@@ -23,8 +23,8 @@ from psycopg.rows import TupleRow
 from events.append import RecordedEvent
 from events.codec import EventMapper
 from events.errors import UndecodableEvent
-from events.plain import plain_record
-from events.records import EventRecord
+from events.plain import bare_record
+from events.records import EventRecord, known_record
 from events.task_state import TaskState, replay
 from projector.fold import ACTIVITIES, Changes, FoldStopped, TaskRow, fold
 from projector.follower import decode
@@ -159,7 +159,8 @@ def plain_state(stored: Sequence[StoredEvent]) -> TaskState | None:
     for key, version, topic, state, position, at in stored:
         if state is None or (b"\\" in state and _NUL in state):
             return None
-        record = plain_record(topic, cast("UUID", key), version, state)
+        cls = known_record(topic)
+        record = None if cls is None else bare_record(cls, cast("UUID", key), version, state)
         if record is None:
             return None
         history.append((record, at, position))

@@ -12,8 +12,9 @@ from psycopg import Connection, RawCursor
 from psycopg.rows import TupleRow
 
 from events.append import RecordedEvent
-from events.codec import EventMapper, is_task_topic, known_record
+from events.codec import EventMapper, is_task_topic
 from events.errors import CheckpointConflict, LogRewound, UndecodableEvent, UnknownEvent
+from events.records import known_record
 from events.statements import HIGHEST
 from events.task_state import SETTLED
 from events.tracking import READ_CHANNEL, advance

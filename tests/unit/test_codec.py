@@ -11,10 +11,11 @@ from eventsourcing.persistence import StoredEvent
 from hypothesis import given
 from hypothesis import strategies as st
 
-from events.codec import EventMapper, data_of, is_task_topic, known_record, metadata_of
+from events.codec import EventMapper, data_of, is_task_topic, metadata_of
 from events.errors import UndecodableEvent, UnknownEvent
 from events.ids import new_task_id, new_uid
 from events.queue_events import QueuePaused
+from events.records import known_record
 from events.task_events import RetryPolicy, TaskCompleted, TaskCreated, TaskError, TaskEvent, TaskFailed
 from tests.golden.records import envelope
 
