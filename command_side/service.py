@@ -2,7 +2,8 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Final
 from uuid import UUID
 
@@ -75,7 +76,7 @@ class _Pending:
     state: TaskState
     command: TaskCommand
     origin: Origin
-    events: list[EventRecord] = field(default_factory=list[EventRecord])
+    events: Sequence[EventRecord] = ()
     answer: "Applied | CommandRejected | None" = None
 
 
@@ -102,7 +103,7 @@ class CommandService:
         With a key that was used before: the tasks of the first request, as they were created.
         Raises IdempotencyKeyReused if that request was another one.
         """
-        context = self._context(origin)
+        context = _context(origin, self._clock.now())
         streams: list[StreamAppend] = []
         events: list[EventRecord] = []
         for number, command in enumerate(commands):
@@ -230,9 +231,10 @@ class CommandService:
     def _decide(self, pending: Sequence[_Pending], *, fresh: bool) -> list[_Pending]:
         """Decides each; returns those whose refusal (or "nothing to do") needs a look at the log first."""
         stale: list[_Pending] = []
+        now = self._clock.now()
         for p in pending:
             try:
-                p.events = list(decide(p.state, p.command, self._context(p.origin)))
+                p.events = decide(p.state, p.command, _context(p.origin, now))
             except CommandRejected as rejected:
                 if fresh:
                     p.answer = rejected
@@ -281,15 +283,16 @@ class CommandService:
         stored = [self._mapper.encode(event) for event in events]
         return StreamAppend(id_, stored, tenant, kind, queue)
 
-    def _context(self, origin: Origin) -> Context:
-        return Context(
-            now=self._clock.now(),
-            uid=new_uid(),
-            correlation_id=origin.correlation_id,
-            causation_id=origin.causation_id,
-            traceparent=origin.traceparent,
-            actor=origin.actor,
-        )
+
+def _context(origin: Origin, now: datetime) -> Context:
+    return Context(
+        now=now,
+        uid=new_uid(),
+        correlation_id=origin.correlation_id,
+        causation_id=origin.causation_id,
+        traceparent=origin.traceparent,
+        actor=origin.actor,
+    )
 
 
 class ConcurrencyConflictRejected(WrongState):

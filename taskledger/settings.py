@@ -76,7 +76,7 @@ class HttpSettings(_Section):
 
 class WorkerSettings(_Section):
     queues: tuple[Name, ...] = ("default",)
-    concurrency: int = Field(default=32, ge=1, le=1000)
+    concurrency: int = Field(default=100, ge=1, le=1000)
     drain_seconds: float = Field(default=10.0, gt=0)
     """How long a stopping worker waits for running handlers before it hands them back."""
     name: str = Field(default_factory=socket.gethostname)

@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from redis.asyncio import Redis
@@ -15,6 +16,9 @@ from taskledger.telemetry import get_logger
 
 _logger = get_logger(__name__)
 
+QUIET_SECONDS: Final = 0.01
+"""A stream that was just found empty is not asked again for so long while others give enough to do: of a
+worker's streams, one for each kind and priority, most are empty most of the time."""
 MAX_CLAIMED: Final = 100
 """Entries a sweep takes over from one stream."""
 FORGET_AFTER_MS: Final = 600_000
@@ -34,6 +38,7 @@ class Consumer:
         self._joined: dict[str, Stream] = {}
         """Those that have the group: all but for a time in which Redis was full."""
         self._lanes = Lanes(list(self._streams.values()))
+        self._quiet_until = dict.fromkeys(self._streams, 0.0)
         self._idle_ms = int(lease_seconds * 1000)
         self._claim_every = lease_seconds / 2
         self._block_ms = min(BLOCK_MS, int(self._claim_every * 1000))
@@ -48,19 +53,21 @@ class Consumer:
     async def read(self, free: int, paused: Collection[str]) -> list[Entry]:
         """At most `free` entries that nobody has had, in the order of their lanes. Does not block."""
         taken: list[Entry] = []
+        now = time.monotonic()
         for lane in self._lanes.next(paused):
             if len(taken) >= free:
                 break
-            joined = [stream for stream in lane if stream.key in self._joined]
-            taken += await self._read_lane(joined, free - len(taken))
+            asked = [s for s in lane if s.key in self._joined and self._quiet_until[s.key] <= now]
+            taken += await self._read_lane(asked, free - len(taken))
         return taken
 
-    async def wait(self, paused: Collection[str]) -> list[Entry]:
-        """Blocks until there is something, for up to two seconds. One entry as a rule; one of each
-        stream if several were published in the same moment."""
+    async def wait(self, free: int, paused: Collection[str]) -> list[Entry]:
+        """Blocks until there is something, for up to two seconds. At most `free` entries, or one of each
+        stream if there are more streams than that."""
         streams = [s for s in self._joined.values() if s.queue not in paused]
         if streams:
-            return await self._read(streams, count=1, block=self._block_ms)
+            count = max(1, free // len(streams))
+            return await self._read(streams, count=count, block=self._block_ms)
         await asyncio.sleep(self._block_ms / 1000)
         return []
 
@@ -157,9 +164,16 @@ class Consumer:
             share = left // len(asked)
             found = await self._read(asked, count=share)
             taken += found
-            given = [e.stream for e in found]
-            lane += [s for s in asked if given.count(s) >= share]
+            given = Counter(e.stream.key for e in found)
+            self._note_quiet(asked, given)
+            lane += [s for s in asked if given[s.key] >= share]
         return taken
+
+    def _note_quiet(self, asked: Sequence[Stream], given: Mapping[str, int]) -> None:
+        until = time.monotonic() + QUIET_SECONDS
+        for stream in asked:
+            if not given.get(stream.key):
+                self._quiet_until[stream.key] = until
 
     async def _read(
         self,
@@ -174,6 +188,8 @@ class Consumer:
         )
         # A list of pairs from RESP2, a dict from RESP3.
         by_stream: dict[str, Any] = dict(answer or ())
+        for key in by_stream:
+            self._quiet_until[key] = 0.0
         return [
             entry_of(self._streams[key], entry_id, fields)
             for key, entries in by_stream.items()

@@ -121,7 +121,7 @@ class Intake:
             self._backlog.add(await self._consumer.read(missing, paused))
         if not self._backlog.ready:
             # Cancelled by `stop`: what a lost reply held stays pending, and others claim it.
-            found: list[Entry] | None = await unless(stop, self._consumer.wait(paused))
+            found: list[Entry] | None = await unless(stop, self._consumer.wait(missing, paused))
             self._backlog.add(found or [])
 
     async def _redis_failed(self, error: Exception, stop: asyncio.Event) -> None:

@@ -1,4 +1,8 @@
-"""The slots of a worker: each is taken by one attempt from its start to the stored outcome."""
+"""The slots of a worker: each is taken by one attempt from its start to the end of its handler.
+
+While its outcome is being stored, the next one is started already: both go to the log with one append. As
+many may wait for that as there are slots; beyond, a log that does not answer stops the intake.
+"""
 
 import asyncio
 from collections.abc import Callable
@@ -28,12 +32,15 @@ class Runner:
         self._concurrency = concurrency
         self._on_worn_out = on_worn_out
         self._running: set[Attempt] = set()
+        """Until the outcome is stored."""
+        self._executing = 0
         self._stuck: set[asyncio.Future[object]] = set()
         self._changed = asyncio.Event()
 
     @property
     def free(self) -> int:
-        return self._concurrency - len(self._running) - len(self._stuck)
+        slots = self._concurrency - self._executing - len(self._stuck)
+        return min(slots, 2 * self._concurrency - len(self._running))
 
     @property
     def running(self) -> int:
@@ -58,9 +65,11 @@ class Runner:
     def start(self, attempt: Attempt) -> None:
         self._attempts.add(attempt)
         self._running.add(attempt)
+        self._executing += 1
         try:
             self._executor.start(attempt, self._ended)
         except Exception:
+            self._executing -= 1
             # The attempt stays running in the log until its timeout is swept.
             _logger.exception("attempt not begun", task=str(attempt.state.id), attempt=attempt.number)
             self.over(attempt)
@@ -85,8 +94,10 @@ class Runner:
 
     def _ended(self, attempt: Attempt, outcome: Outcome) -> None:
         attempt.ended = True
+        self._executing -= 1
         if attempt.lingering is not None:
             self._keep_slot(attempt, attempt.lingering)
+        self._changed.set()
         self._finisher.finish(attempt, outcome, self.over)
 
     def _keep_slot(self, attempt: Attempt, lingering: "asyncio.Future[object]") -> None:

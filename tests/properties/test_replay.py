@@ -18,7 +18,7 @@ from events import codec
 from events.append import RecordedEvent
 from events.errors import CommandRejected
 from events.ids import as_uuid
-from events.records import EventRecord
+from events.records import EventRecord, known_record
 from events.task_events import TaskCreated, TaskFailed, TaskStarted
 from events.task_state import SETTLED, TaskState, evolve
 from projector import fold as projection
@@ -219,10 +219,9 @@ def test_events_of_every_earlier_form_fold_to_the_same(
 ) -> None:
     expected = replayed(log), projected(log, lengths), dispatched(log, lengths)
     mixed = [stored_as(event, versions[n % len(versions)]) for n, event in enumerate(log)]
-    known = codec.known_record
 
     def known_later(topic: str) -> type[EventRecord] | None:
-        return LATER.get(topic) or known(topic)
+        return LATER.get(topic) or known_record(topic)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(codec, "known_record", known_later)
