@@ -2,14 +2,13 @@
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from events.task_events import Priority, RetryPolicy, TaskError
 from events.tenants import DEFAULT_TENANT
 
 
-@dataclass(frozen=True, slots=True)
-class CreateTask:
+class CreateTask(NamedTuple):
     kind: str
     payload: Any
     queue: str = "default"

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from eventsourcing.persistence import Notification, StoredEvent
@@ -12,8 +12,7 @@ from events.binary_arrays import BinaryArray, array
 from events.tenants import DEFAULT_TENANT
 
 
-@dataclass(frozen=True, slots=True)
-class StreamAppend:
+class StreamAppend(NamedTuple):
     """The events one command adds to one aggregate.
 
     Their versions must run from the stored head + 1 without gaps: that is the expected version.
@@ -36,8 +35,7 @@ class IdempotencyKey:
     fingerprint: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class AppendCommand:
+class AppendCommand(NamedTuple):
     """The unit of the log: all its streams are stored, or none. A batch is one command of many streams."""
 
     streams: Sequence[StreamAppend]
@@ -53,7 +51,7 @@ class AppendCommand:
         return size
 
     @property
-    def count(self) -> int:
+    def event_count(self) -> int:
         count = 0
         for stream in self.streams:
             count += len(stream.events)
@@ -64,8 +62,7 @@ EVENT_OVERHEAD_BYTES: Final = 150
 """Measured: tuple header, ids, topic, columns and the two index entries of one event."""
 
 
-@dataclass(frozen=True, slots=True)
-class Appended:
+class Appended(NamedTuple):
     """Stored and durable. The command's events have consecutive positions, in the order given."""
 
     first_position: int
@@ -165,7 +162,7 @@ def outcomes_of(commands: Sequence[AppendCommand], row: Sequence[Any]) -> list[O
         if number in refused:
             outcomes.append(refused[number])
             continue
-        count = command.count
+        count = command.event_count
         outcomes.append(Appended(position + 1, position + count, recorded_at))
         position += count
     return outcomes
@@ -202,5 +199,5 @@ def recognise_own(
         ):
             resolved.append(outcome)
         else:
-            resolved.append(Appended(own.id, own.id + command.count - 1, own.recorded_at))
+            resolved.append(Appended(own.id, own.id + command.event_count - 1, own.recorded_at))
     return resolved

@@ -4,8 +4,7 @@ import asyncio
 import math
 import random
 import time
-from collections.abc import Coroutine, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Coroutine, Iterator
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
@@ -22,15 +21,20 @@ def after(seconds: float) -> float:
     return min(time.monotonic() + seconds, _latest.get())
 
 
-@contextmanager
-def until(deadline: float) -> Generator[None]:
+class until:  # noqa: N801  used like a function, and a generator would take twice as long
     """What is begun inside gets no longer than to the deadline, however long it would wait by itself:
     budgets of steps that follow one another do not add up."""
-    token = _latest.set(min(deadline, _latest.get()))
-    try:
-        yield
-    finally:
-        _latest.reset(token)
+
+    __slots__ = ("_deadline", "_token")
+
+    def __init__(self, deadline: float) -> None:
+        self._deadline = deadline
+
+    def __enter__(self) -> None:
+        self._token = _latest.set(min(self._deadline, _latest.get()))
+
+    def __exit__(self, *_: object) -> None:
+        _latest.reset(self._token)
 
 
 def remaining(deadline: float) -> float:

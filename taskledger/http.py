@@ -71,6 +71,7 @@ _HEADERS: Final = (
     (b"referrer-policy", b"no-referrer"),
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
 )
+_HEADER_NAMES: Final = frozenset(name for name, _ in _HEADERS)
 
 
 class ProblemItem(BaseModel):
@@ -104,8 +105,21 @@ def request_id() -> str:
 
 def json_response(content: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """Times become RFC 3339 in UTC with Z; NaN and infinity become null."""
-    body = orjson.dumps(content, option=orjson.OPT_UTC_Z)
-    return Response(body, status, headers, "application/json")
+    return _JsonResponse(orjson.dumps(content, option=orjson.OPT_UTC_Z), status, headers or {})
+
+
+class _JsonResponse(Response):
+    """Starlette's constructor looks for what its callers may have left out."""
+
+    def __init__(self, body: bytes, status: int, headers: Mapping[str, str]) -> None:
+        self.status_code = status
+        self.background = None
+        self.body = body
+        self.raw_headers = [
+            (name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()
+        ]
+        self.raw_headers.append((b"content-length", str(len(body)).encode()))
+        self.raw_headers.append((b"content-type", b"application/json"))
 
 
 def problem_response(
@@ -290,10 +304,12 @@ def _identity(scope: Scope) -> str:
 
 
 def _complete(headers: Iterable[tuple[bytes, bytes]], identity: str) -> list[tuple[bytes, bytes]]:
-    present = list(headers)
-    names = {name.lower() for name, _ in present}
-    present.append((b"x-request-id", identity.encode()))
-    present.extend(header for header in _HEADERS if header[0] not in names)
+    present = [*headers, (b"x-request-id", identity.encode())]
+    names = {name for name, _ in present}
+    if names.isdisjoint(_HEADER_NAMES):
+        present += _HEADERS
+    else:
+        present += [header for header in _HEADERS if header[0] not in names]
     return present
 
 

@@ -6,16 +6,19 @@ connection is closed between requests, never on top of one.
 """
 
 import asyncio
+import re
 import select
 from enum import Enum, auto
 from functools import partial
 from typing import Any, Final, cast
+from urllib.parse import unquote
 
 import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from taskledger.cycle import Cycle
 from taskledger.gathering import GatheringTransport
 from taskledger.lateness import LATENESS, lateness
 from taskledger.refusals import Refusal
@@ -34,6 +37,9 @@ LAST_SECONDS: Final = 2.0
 """For what was still arriving when the process stopped accepting."""
 MAX_HEAD_BYTES: Final = 16 * 1024
 MAX_FIELDS: Final = 64
+
+_PLAIN_PATH: Final = re.compile(rb"(?:/[A-Za-z0-9_-]+)+")
+"""Of which there is nothing to take apart."""
 
 _logger = get_logger(__name__)
 
@@ -194,13 +200,31 @@ class HttpConnection(HttpToolsProtocol):
             self._timed = None
 
     def on_headers_complete(self) -> None:
+        """uvicorn's own, without what is switched off here (WebSockets, its limits, a root path), with
+        our cycle."""
         self._phase = _Phase.BODY
         self._door.forget(self)
-        self.scope["extensions"] = self._extensions
-        self.app = self._refusal() or self.config.loaded_app
-        super().on_headers_complete()
-        if self._door.leaving:
-            self.cycle.keep_alive = False
+        self._complete_scope()
+        before, version = self._current, self.scope["http_version"]
+        cycle = self.cycle = Cycle(
+            scope=self.scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=False,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=self.expect_100_continue,
+            keep_alive=version != "1.0" and self.parser.should_keep_alive() and not self._door.leaving,
+            on_response=self.on_response_complete,
+        )
+        application = self._refusal() or self.config.loaded_app
+        if before is None or before.response_complete:
+            self._start_asgi_task(cycle, application)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((cycle, application))
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
@@ -217,6 +241,21 @@ class HttpConnection(HttpToolsProtocol):
             self._become_idle()
 
     # What follows from it
+
+    def _complete_scope(self) -> None:
+        """Raises httptools.HttpParserInvalidURLError and UnicodeDecodeError."""
+        scope, url = self.scope, self.url
+        scope["method"] = self.parser.get_method().decode("ascii")
+        scope["http_version"] = self.parser.get_http_version()
+        scope["extensions"] = self._extensions
+        path, query = url, b""
+        if _PLAIN_PATH.fullmatch(url) is None:
+            parsed = httptools.parse_url(url)
+            path, query = parsed.path, parsed.query or b""
+        text = path.decode("ascii")
+        scope["path"] = unquote(text) if "%" in text else text
+        scope["raw_path"] = path
+        scope["query_string"] = query
 
     @property
     def _current(self) -> RequestResponseCycle | None:
