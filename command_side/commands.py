@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from events.task_events import Priority, RetryPolicy, TaskError
 from events.tenants import DEFAULT_TENANT
 
 
-class CreateTask(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class CreateTask:
     kind: str
     payload: Any
     queue: str = "default"

@@ -53,7 +53,7 @@ class Context(NamedTuple):
 
 def create(task_id: UUID, command: CreateTask, context: Context, number: int = 0) -> TaskCreated:
     """The task's first event; `number` tells those apart that one request creates."""
-    return TaskCreated(
+    return TaskCreated.trusted(
         originator_id=task_id,
         originator_version=1,
         event_uid=_numbered(context.uid, number),
@@ -224,7 +224,7 @@ class _Events:
     def add(self, cls: type[TaskEvent], **data: Any) -> None:
         n = len(self.events)
         self.events.append(
-            cls(
+            cls.trusted(
                 originator_id=self._state.id,
                 originator_version=self._state.version + n + 1,
                 event_uid=_numbered(self._uid, n),

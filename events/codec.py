@@ -1,7 +1,8 @@
 """Event record <-> stored event: the library's mapper over strict, compact JSON."""
 
 import math
-from typing import Any, cast
+from functools import cache
+from typing import Any, Final, cast
 from uuid import UUID
 
 import orjson
@@ -13,7 +14,7 @@ from events.errors import UndecodableEvent, UnknownEvent
 from events.ids import as_uuid
 from events.plain import plain_record
 from events.queue_events import QueueEvent
-from events.records import ENVELOPE, METADATA, EventRecord, known_record
+from events.records import ENVELOPE, METADATA, EventRecord, defaults_of, known_record
 from events.task_events import TaskEvent
 
 RECORD_FAMILIES = (TaskEvent, QueueEvent)
@@ -67,12 +68,12 @@ class EventMapper(Mapper[UUID]):
     def encode(self, record: EventRecord) -> StoredEvent:
         """Raises TypeError for a value that JSON cannot hold."""
         cls = type(record)
-        defaults = _defaults(cls)
-        state = {
-            name: value
-            for name, value in record.__dict__.items()
-            if name not in ENVELOPE and (name not in defaults or value != defaults[name])
-        }
+        values = record.__dict__
+        state: dict[str, Any] = {}
+        for name, default in _stored_fields(cls):
+            value = values[name]
+            if value is not default and value != default:
+                state[name] = value
         if cls.class_version > 1:
             state["class_version"] = cls.class_version
         return StoredEvent(
@@ -131,12 +132,11 @@ def data_of(record: EventRecord) -> dict[str, Any]:
 
 
 _HIDDEN = {*ENVELOPE, *METADATA}
-_DEFAULTS: dict[type[EventRecord], dict[str, Any]] = {}
+_ALWAYS: Final = object()
+"""The default of a field that has none: nothing equals it."""
 
 
-def _defaults(cls: type[EventRecord]) -> dict[str, Any]:
-    try:
-        return _DEFAULTS[cls]
-    except KeyError:
-        found = {name: field.default for name, field in cls.model_fields.items() if not field.is_required()}
-        return _DEFAULTS.setdefault(cls, found)
+@cache
+def _stored_fields(cls: type[EventRecord]) -> list[tuple[str, object]]:
+    defaults = defaults_of(cls)
+    return [(name, defaults.get(name, _ALWAYS)) for name in cls.model_fields if name not in ENVELOPE]

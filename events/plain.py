@@ -18,7 +18,7 @@ from uuid import UUID
 import orjson
 from pydantic import BaseModel
 
-from events.records import ENVELOPE, EventRecord
+from events.records import ENVELOPE, EventRecord, defaults_of
 
 Converter = Callable[[Any], Any]
 """Raises KeyError, ValueError or TypeError for what is not plain."""
@@ -98,7 +98,7 @@ def shape_of(cls: type[EventRecord]) -> Shape | None:
         exact=exact,
         converted=converted,
         required=frozenset(name for name, field in fields.items() if field.is_required()),
-        defaults={name: field.default for name, field in fields.items() if not field.is_required()},
+        defaults=defaults_of(cls),
     )
 
 
