@@ -6,7 +6,8 @@ from uuid import UUID, uuid4
 
 import psycopg
 
-from events.append import AppendCommand, StreamAppend, append_parameters
+from events.append import AppendCommand, StreamAppend
+from events.append_parameters import append_parameters
 from events.codec import EventMapper
 from events.ids import new_task_id, new_uid
 from events.statements import APPEND

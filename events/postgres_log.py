@@ -16,11 +16,11 @@ from events.append import (
     Appended,
     Outcome,
     RecordedEvent,
-    append_parameters,
     first_events,
     outcomes_of,
     recognise_own,
 )
+from events.append_parameters import append_parameters
 from events.connections import sever, unavailable
 from events.deadline import after, pauses, remaining, within
 from events.errors import LogRewound, SchemaNotReady, StoreUnavailable

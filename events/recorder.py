@@ -35,11 +35,11 @@ from events.append import (
     Outcome,
     RecordedEvent,
     StreamAppend,
-    append_parameters,
     first_events,
     outcomes_of,
     recognise_own,
 )
+from events.append_parameters import append_parameters
 from events.codec import EventMapper, OrjsonTranscoder
 from events.connections import Connect, Connections
 from events.deadline import after

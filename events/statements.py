@@ -9,7 +9,7 @@ from taskledger.append_v1(
     %b::int[], %b::text[], %b::text[], %b::text[], %b::bytea[]
 )
 """
-"""Parameters and answer: see events.append."""
+"""Parameters: see events.append_parameters; answer: see events.append."""
 
 LOG_CHANNEL: Final = "taskledger_log"
 """append_v1 notifies it with the new head. A hint: whoever listens polls as well."""
