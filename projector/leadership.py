@@ -4,10 +4,8 @@ import time
 from types import TracebackType
 from typing import Final, Self
 
-from psycopg import Connection
-from psycopg.rows import TupleRow
-
-from taskledger.postgres import SESSION, connect_sync
+from projector.watchdog import WatchedConnection
+from taskledger.postgres import SESSION, connect_as
 
 _LOCK_CLASS: Final = 731146
 """First half of the two-part advisory lock; the second is the generation."""
@@ -22,7 +20,8 @@ class Leadership:
     def __init__(self, dsn: str, *, name: str, idle_seconds: int = IDLE_SECONDS) -> None:
         """`idle_seconds` 0: for who cannot ping while it works and whom nobody replaces."""
         options = f"{SESSION} -c idle_session_timeout={idle_seconds}s"
-        self._connection: Connection[TupleRow] = connect_sync(dsn, name=name, options=options)
+        self.connection = connect_as(WatchedConnection, dsn, name=name, options=options)
+        """To be watched by who cannot wait for ever."""
         self._held: set[int] = set()
         self._pinged = time.monotonic()
 
@@ -35,14 +34,14 @@ class Leadership:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._connection.close()
+        self.connection.close()
 
     def leads(self, generation: int) -> bool:
         """Whether this process is the leader, becoming it if nobody is. Raises psycopg.OperationalError
         when the connection, and with it every leadership, is lost."""
         if generation in self._held:
             return True
-        row = self._connection.execute(
+        row = self.connection.execute(
             "select pg_try_advisory_lock(%s, %s)", (_LOCK_CLASS, generation)
         ).fetchone()
         self._pinged = time.monotonic()
@@ -54,10 +53,10 @@ class Leadership:
     def resign(self, generation: int) -> None:
         if generation in self._held:
             self._held.discard(generation)
-            self._connection.execute("select pg_advisory_unlock(%s, %s)", (_LOCK_CLASS, generation))
+            self.connection.execute("select pg_advisory_unlock(%s, %s)", (_LOCK_CLASS, generation))
 
     def ping(self) -> None:
         """At least once a second. Raises as leads()."""
         if time.monotonic() - self._pinged >= PING_SECONDS:
-            self._connection.execute("select 1")
+            self.connection.execute("select 1")
             self._pinged = time.monotonic()

@@ -23,9 +23,10 @@ from projector.generations import Generation, ensure_live, generations, marks
 from projector.leadership import Leadership
 from projector.parking import NOTHING, Parked, parked
 from projector.view import PROJECTION
+from projector.watchdog import ANSWER_SECONDS, Watchdog, WatchedConnection
 from taskledger import metrics
 from taskledger.health import Heartbeat
-from taskledger.postgres import SESSION, connect_sync
+from taskledger.postgres import SESSION, connect_as
 from taskledger.telemetry import get_logger
 
 POLL_SECONDS: Final = 1.0
@@ -70,9 +71,12 @@ STANDING_BY: Final = "another projector leads"
 class Projector:
     """Made by the composition root; run() returns only when told to stop."""
 
-    def __init__(self, dsn: str, *, poll_seconds: float = POLL_SECONDS) -> None:
+    def __init__(
+        self, dsn: str, *, poll_seconds: float = POLL_SECONDS, answer_seconds: float = ANSWER_SECONDS
+    ) -> None:
         self._dsn = dsn
         self._poll_seconds = poll_seconds
+        self._answer_seconds = answer_seconds
         self._mapper = EventMapper()
         self._status = Status(ready=False, waiting_for="PostgreSQL", checkpoint=0)
         self._pauses = _pauses()
@@ -105,8 +109,9 @@ class Projector:
     def _follow(self, stop: Event) -> None:
         """One session: from connecting to the first error or the stop."""
         with (
-            connect_sync(self._dsn, name="projector", options=_SESSION) as connection,
+            connect_as(WatchedConnection, self._dsn, name="projector", options=_SESSION) as connection,
             Leadership(self._dsn, name="projector-leader") as leadership,
+            Watchdog(connection, leadership.connection, seconds=self._answer_seconds),
         ):
             check_schema(connection)
             self._check_log(connection)

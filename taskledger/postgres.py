@@ -1,8 +1,7 @@
 """How every process reaches PostgreSQL: one place for timeouts, keepalives and names."""
 
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-import psycopg
 from psycopg import AsyncConnection, Connection
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
@@ -21,6 +20,7 @@ SESSION: Final = (
 )
 """A client frozen in the middle of something must not hold others up. Long maintenance overrides it."""
 
+C = TypeVar("C", bound=Connection[TupleRow])
 Pool = AsyncConnectionPool[AsyncConnection[TupleRow]]
 
 
@@ -35,7 +35,12 @@ async def connect(
 def connect_sync(
     dsn: str, *, name: str, autocommit: bool = True, options: str = SESSION
 ) -> Connection[TupleRow]:
-    return psycopg.connect(
+    return connect_as(Connection[TupleRow], dsn, name=name, autocommit=autocommit, options=options)
+
+
+def connect_as(cls: type[C], dsn: str, *, name: str, autocommit: bool = True, options: str = SESSION) -> C:
+    """As connect_sync(), a connection of the caller's own class."""
+    return cls.connect(
         dsn, autocommit=autocommit, application_name=f"taskledger-{name}", options=options, **LIBPQ
     )
 

@@ -9,6 +9,7 @@ import pytest
 from events.statements import LOG_CHANNEL
 from projector.runner import Projector
 from tests.chaos.store import Store, command_api
+from tests.integration.projection import following
 from tests.support import wait_until
 
 pytestmark = pytest.mark.xdist_group("chaos-postgres")
@@ -57,3 +58,26 @@ def test_postgres_eight_projectors_boot_at_once(store: Store) -> None:
         for thread in threads:
             thread.join(15)
     assert not any(thread.is_alive() for thread in threads)
+
+
+@pytest.mark.parametrize("silent", ["session", "network"])
+def test_postgres_silent_under_the_projector(store: Store, silent: str) -> None:
+    """The projector's session stands still, or the network swallows all that is said on it -> the projector
+    gives the session up, says that it waits for PostgreSQL, and goes on with a new one."""
+    with following(store.dsn, answer_seconds=1) as projector:
+        wait_until(lambda: projector.status().ready, "a projector that follows")
+        said = [projector.status()]
+
+        def waits() -> bool:
+            said.append(projector.status())
+            return "PostgreSQL" in (said[-1].waiting_for or "")
+
+        if silent == "session":
+            store.servers.suspend_backends(store.sessions("taskledger-projector"))
+        else:
+            store.servers.postgres_proxy.black_hole(only=b"taskledger-projector")
+        wait_until(waits, "it gives the session up")
+        store.servers.postgres_proxy.heal()
+        wait_until(lambda: projector.status().ready, "it has a new session", within=20)
+        assert not said[-1].ready
+        assert projector.heartbeat.alive()

@@ -36,10 +36,10 @@ ERROR = TaskError(type="ValueError", message="no")
 
 
 @contextmanager
-def following(dsn: str, *, poll_seconds: float = 0.1) -> Generator[Projector]:
+def following(dsn: str, *, poll_seconds: float = 0.1, **options: float) -> Generator[Projector]:
     """A projector at work for the length of the block."""
     stop = threading.Event()
-    projector = Projector(dsn, poll_seconds=poll_seconds)
+    projector = Projector(dsn, poll_seconds=poll_seconds, **options)
     thread = threading.Thread(target=projector.run, args=(stop,), name="projector")
     thread.start()
     try:
