@@ -95,16 +95,11 @@ class Finisher:
         """All of them with one append; those that it did not settle, each by itself."""
         try:
             answers = await self._service.execute_each([(f.attempt.state, f.command) for f in gathered])
-        except TaskledgerError as error:
-            if not isinstance(error, LogError):
+        except Exception as error:  # noqa: BLE001  each is told what is wrong with it when it is tried alone
+            if isinstance(error, TaskledgerError) and not isinstance(error, LogError):
                 self._outage.goes_on(f"{type(error).__name__}: {error}")
             for finished in gathered:
                 self._spawn(self._insist(finished))
-            return
-        except Exception:
-            _logger.exception(_DEFECT, attempts=[f.attempt.key for f in gathered])
-            for finished in gathered:
-                finished.over(finished.attempt)
             return
         self._outage.over()
         for finished, answer in zip(gathered, answers, strict=True):
