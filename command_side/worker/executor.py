@@ -126,6 +126,8 @@ class _Watch:
 
     def _stop(self, why: _Why) -> None:
         self._decide()
+        if self._execution != "thread":
+            self._work.cancel()  # at once: a handler that has not begun never will
         self._stopping = asyncio.create_task(self._end(why), name=f"stop-{self._attempt.key}")
 
     async def _end(self, why: _Why) -> None:
@@ -135,7 +137,6 @@ class _Watch:
     async def _stop_task(self, why: _Why) -> Outcome:
         """A handler that swallows its cancellation and returns has been stopped all the same: what it
         returned may be half done."""
-        self._work.cancel()
         await asyncio.wait({self._work}, timeout=self._cleanup_seconds)
         if not self._work.done():
             self._attempt.lingering = self._work

@@ -293,6 +293,18 @@ async def test_a_thread_that_sees_its_time_run_out_and_returns_first_has_timed_o
     assert await run(attempt) == TimedOut(0.5)
 
 
+async def test_what_is_stopped_before_it_begins_does_not_begin() -> None:
+    begun: list[str] = []
+
+    async def handler(payload: None, ctx: TaskContext) -> None:
+        begun.append(str(ctx.task_id))
+
+    attempt = attempt_of(handler)
+    attempt.stop("handed_back")
+    assert await run(attempt) == HandedBack()
+    assert begun == []
+
+
 async def test_a_thread_that_finishes_unaware_of_the_cancel_has_completed() -> None:
     release = threading.Event()
 
