@@ -1,7 +1,7 @@
 """One PostgreSQL and one Valkey for a whole run; each phase gets an empty database and an empty Valkey."""
 
 import contextlib
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,6 +16,11 @@ from taskledger.embedded import EmbeddedPostgres, EmbeddedValkey
 POSTGRES: Final = {"shared_buffers": "1GB", "max_wal_size": "4GB"}
 """Beside the defaults of the embedded server: fsync and synchronous_commit are on."""
 DATABASE: Final = "bench"
+_SIZE: Final = """
+SELECT coalesce(sum(pg_total_relation_size(c.oid)), 0)
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind = 'r' AND n.nspname || '.' || c.relname LIKE %s
+"""
 
 
 @dataclass(frozen=True)
@@ -36,14 +41,20 @@ class Servers:
         with Redis.from_url(self.redis_url) as redis:
             redis.flushall()
 
-    def bytes_kept(self) -> dict[str, int]:
+    def bytes_kept(self, tables: Mapping[str, str]) -> dict[str, int]:
+        """In both, and in the tables, indexes included, whose schema.name is LIKE that."""
         with psycopg.connect(self.dsn) as connection:
             row = connection.execute("SELECT pg_database_size(current_database())").fetchone()
+            assert row is not None
+            kept = {"PostgreSQL": int(row[0])}
+            for name, pattern in tables.items():
+                row = connection.execute(_SIZE, (pattern,)).fetchone()
+                assert row is not None
+                kept[name] = int(row[0])
         with Redis.from_url(self.redis_url) as redis:
             used = redis.info("memory")
-        assert row is not None
         assert isinstance(used, dict)
-        return {"postgresql": row[0], "redis": used["used_memory"]}
+        return {**kept, "Redis": used["used_memory"]}
 
 
 @contextlib.contextmanager

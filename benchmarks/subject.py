@@ -56,6 +56,8 @@ class Subject:
     counted: list[str]
     rebuild: list[str] = field(default_factory=list[str])
     """Makes what is read anew from the log, for those that have one."""
+    tables: dict[str, str] = field(default_factory=dict[str, str])
+    """Whose bytes are told one by one: LIKE patterns of schema.table."""
     environment: dict[str, str] = field(default_factory=dict[str, str])
 
     @classmethod
@@ -194,6 +196,9 @@ class Running:
     def resident(self) -> dict[str, float]:
         """MiB."""
         return {name: resident_mib(process.pid) for name, process in self._processes.items()}
+
+    def bytes_kept(self) -> dict[str, int]:
+        return self._servers.bytes_kept(self.subject.tables)
 
     def check(self) -> None:
         for process in self._processes.values():

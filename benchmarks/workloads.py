@@ -84,14 +84,27 @@ def single(launch: Launch, tasks: int) -> Figures:
     """One task a request at 64 connections, everything running; until all can be read as completed."""
     with launch(1) as running:
         running.work()
-        uvloop.run(submit(running.submit_url, range(WARM_UP_TASKS)))
-        running.await_completed(WARM_UP_TASKS)
-        before = running.cpu()
-        done = uvloop.run(submit(running.submit_url, range(tasks)))
-        running.await_completed(WARM_UP_TASKS + tasks)
-        ended = time.perf_counter()
-        spent = {name: after - before.get(name, 0.0) for name, after in running.cpu().items()}
-        running.check_results(done.created)
+        warm_up(running)
+        before = running.bytes_kept()
+        figures = burst(running, WARM_UP_TASKS, tasks)
+        kept = {name: after - before[name] for name, after in running.bytes_kept().items()}
+    return {**figures, **{f"{name} bytes/task": grown / tasks for name, grown in kept.items()}}
+
+
+def warm_up(running: Running, completed: int = 0) -> None:
+    """Beyond what had been completed before."""
+    uvloop.run(submit(running.submit_url, range(WARM_UP_TASKS)))
+    running.await_completed(completed + WARM_UP_TASKS)
+
+
+def burst(running: Running, completed: int, tasks: int) -> Figures:
+    """Beyond what had been completed before."""
+    before = running.cpu()
+    done = uvloop.run(submit(running.submit_url, range(tasks)))
+    running.await_completed(completed + tasks)
+    ended = time.perf_counter()
+    spent = {name: after - before.get(name, 0.0) for name, after in running.cpu().items()}
+    running.check_results(done.created)
     return {
         "accepted/s": tasks / (done.accepted - done.began),
         "completed/s": tasks / (ended - done.began),
@@ -171,8 +184,7 @@ def latency(launch: Launch, tasks: int) -> Figures:
     """From the request to the answer that reads "completed": one at a time, and at 50 a second."""
     with launch(1) as running:
         running.work()
-        uvloop.run(submit(running.submit_url, range(WARM_UP_TASKS)))
-        running.await_completed(WARM_UP_TASKS)
+        warm_up(running)
         idle, busy = uvloop.run(_latencies(running, tasks))
     return {
         "idle p50 ms": 1_000 * statistics.median(idle),
