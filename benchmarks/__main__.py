@@ -14,12 +14,13 @@ from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from benchmarks import report, workloads
 from benchmarks.limits import LIMITS
 from benchmarks.rebuild import rebuild
-from benchmarks.servers import POSTGRES, Servers, running
+from benchmarks.scale import growth
+from benchmarks.servers import DATABASE, POSTGRES, Servers, running
 from benchmarks.subject import ROOT, Running, Subject, all_subjects
 
 Work = Callable[[workloads.Launch, int], workloads.Figures]
@@ -30,8 +31,13 @@ WORKLOADS: dict[str, tuple[Work, int]] = {
     "bulk-2": (partial(workloads.bulk, workers=2), 20_000),
     "latency": (workloads.latency, 200),
     "rebuild": (rebuild, 333_334),
+    "growth": (growth, 1_666_667),
 }
 """With how many tasks."""
+OURS: Final = {"rebuild", "growth"}
+"""Of the peers none has a log."""
+ONCE: Final = {"growth"}
+"""Whatever the rounds: it takes minutes, and repeats within itself."""
 
 
 def main() -> int:
@@ -42,7 +48,7 @@ def main() -> int:
     results: dict[str, dict[str, list[workloads.Figures]]] = {name: {} for name in options.parts}
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, running(Path(folder)) as servers:
         for number in range(options.rounds):
-            for part in options.parts:
+            for part in [part for part in options.parts if number == 0 or part not in ONCE]:
                 for name, one in [*_able(chosen, part), *_limits_of(part)]:
                     launch = partial(_launch, one, pythons.get(name), servers, Path(folder, "logs", name))
                     began = time.monotonic()
@@ -54,8 +60,7 @@ def main() -> int:
 
 
 def _able(chosen: dict[str, Subject], part: str) -> list[tuple[str, Subject]]:
-    """Of the peers none can rebuild what it shows."""
-    return [(name, one) for name, one in chosen.items() if part != "rebuild" or one.rebuild]
+    return [(name, one) for name, one in chosen.items() if part not in OURS or one.name == "ours"]
 
 
 def _limits_of(part: str) -> list[tuple[str, Subject]]:
@@ -63,8 +68,18 @@ def _limits_of(part: str) -> list[tuple[str, Subject]]:
     return [(one.name, one) for one in LIMITS.get(part, [])]
 
 
-def _launch(subject: Subject, python: Path | None, servers: Servers, logs: Path, workers: int) -> Running:
-    return Running(subject, python or Path(sys.executable), servers, logs, workers)
+def _launch(
+    subject: Subject,
+    python: Path | None,
+    servers: Servers,
+    logs: Path,
+    workers: int,
+    *,
+    database: str = DATABASE,
+    fresh: bool = True,
+) -> Running:
+    executable = python or Path(sys.executable)
+    return Running(subject, executable, servers.of(database), logs, workers, fresh=fresh)
 
 
 def _line(figures: workloads.Figures, began: float) -> str:

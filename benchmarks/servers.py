@@ -2,9 +2,9 @@
 
 import contextlib
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
@@ -31,12 +31,21 @@ class Servers:
     redis_url: str
     pids: dict[str, int]
 
+    def of(self, database: str) -> Self:
+        """The same servers with another database."""
+        return replace(self, dsn=_with_database(self.admin_dsn, database))
+
     def clear(self) -> None:
-        """Ends sessions that were left open."""
-        name = sql.Identifier(DATABASE)
+        """Makes the database anew and empties Valkey. Ends sessions that were left open."""
+        name = sql.Identifier(urlsplit(self.dsn).path[1:])
         with psycopg.connect(self.admin_dsn, autocommit=True) as connection:
             connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(name))
             connection.execute(sql.SQL("CREATE DATABASE {}").format(name))
+        self.settle()
+
+    def settle(self) -> None:
+        """For a workload that goes on with the database as it is: nothing in Valkey, nothing to write."""
+        with psycopg.connect(self.admin_dsn, autocommit=True) as connection:
             connection.execute("CHECKPOINT")  # or one that is due slows whoever comes next
         with Redis.from_url(self.redis_url) as redis:
             redis.flushall()
@@ -57,6 +66,10 @@ class Servers:
         return {**kept, "Redis": used["used_memory"]}
 
 
+def _with_database(dsn: str, database: str) -> str:
+    return urlunsplit(urlsplit(dsn)._replace(path=f"/{database}"))
+
+
 @contextlib.contextmanager
 def running(folder: Path) -> Generator[Servers]:
     postgres, valkey = EmbeddedPostgres(folder, settings=POSTGRES), EmbeddedValkey(folder)
@@ -65,8 +78,7 @@ def running(folder: Path) -> Generator[Servers]:
         assert postgres.pid is not None
         assert valkey.pid is not None
         pids = {"PostgreSQL": postgres.pid, "Redis": valkey.pid}
-        own = urlunsplit(urlsplit(dsn)._replace(path=f"/{DATABASE}"))
-        servers = Servers(dsn, own, redis_url, pids)
+        servers = Servers(dsn, _with_database(dsn, DATABASE), redis_url, pids)
         servers.clear()
         yield servers
     finally:

@@ -26,6 +26,8 @@ from benchmarks.servers import Servers
 ROOT: Final = Path(__file__).resolve().parent
 READY_SECONDS: Final = 60.0
 SETTLED_SECONDS: Final = 180.0
+COMMAND_SECONDS: Final = 900.0
+"""One that ends, as a rebuild."""
 CHECKED_RESULTS: Final = 100
 
 
@@ -90,9 +92,12 @@ def all_subjects() -> dict[str, Subject]:
 class Running:
     """A subject whose processes run. A context manager; `work` starts its workers."""
 
-    def __init__(self, subject: Subject, python: Path, servers: Servers, logs: Path, workers: int) -> None:
+    def __init__(
+        self, subject: Subject, python: Path, servers: Servers, logs: Path, workers: int, *, fresh: bool
+    ) -> None:
         self.subject = subject
         self.workers = workers
+        self._fresh = fresh
         self._python = python
         self._servers = servers
         self._logs = logs
@@ -132,6 +137,9 @@ class Running:
 
     def _prepare(self) -> None:
         self._logs.mkdir(parents=True, exist_ok=True)
+        if not self._fresh:
+            self._servers.settle()
+            return
         self._servers.clear()
         for command in self.subject.prepare:
             self._run(command)
@@ -232,7 +240,7 @@ class Running:
             env=self._environment(),
             capture_output=True,
             text=True,
-            timeout=SETTLED_SECONDS,
+            timeout=COMMAND_SECONDS,
             check=False,
         )
         if done.returncode != 0:

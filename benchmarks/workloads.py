@@ -4,13 +4,14 @@ import asyncio
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import uvloop
 
+from benchmarks.servers import DATABASE
 from benchmarks.subject import Running, WrongError
 from benchmarks.wire import Answer, Connection, request
 
@@ -26,8 +27,14 @@ POLL_SHARE: Final = 0.05
 """Of the time waited so far: what a poll's pause grows with."""
 
 Figures = dict[str, float]
-Launch = Callable[[int], Running]
-"""Starts a subject for a number of workers; the workers wait for `work`."""
+
+
+class Launch(Protocol):
+    """Starts a subject for a number of workers; the workers wait for `work`."""
+
+    def __call__(self, workers: int, *, database: str = DATABASE, fresh: bool = True) -> Running:
+        """A database that is not fresh is taken as an earlier launch left it."""
+        ...
 
 
 def body(n: int) -> bytes:
