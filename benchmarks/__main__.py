@@ -19,7 +19,7 @@ from typing import Any, Final
 from benchmarks import report, workloads
 from benchmarks.limits import LIMITS
 from benchmarks.rebuild import rebuild
-from benchmarks.scale import growth
+from benchmarks.scale import backlog, growth
 from benchmarks.servers import DATABASE, POSTGRES, Servers, running
 from benchmarks.subject import ROOT, Running, Subject, all_subjects
 
@@ -32,12 +32,13 @@ WORKLOADS: dict[str, tuple[Work, int]] = {
     "latency": (workloads.latency, 200),
     "rebuild": (rebuild, 333_334),
     "growth": (growth, 1_666_667),
+    "backlog": (backlog, 1_000_000),
 }
 """With how many tasks."""
-OURS: Final = {"rebuild", "growth"}
+OURS: Final = {"rebuild", "growth", "backlog"}
 """Of the peers none has a log."""
-ONCE: Final = {"growth"}
-"""Whatever the rounds: it takes minutes, and repeats within itself."""
+ONCE: Final = {"growth", "backlog"}
+"""Whatever the rounds: each takes minutes; `growth` repeats within itself."""
 
 
 def main() -> int:

@@ -72,7 +72,7 @@ def cpu_seconds(pid: int) -> float:
     return sum(map(int, fields[_CPU_FIELDS])) * _TICK_SECONDS + sum(map(cpu_seconds, children))
 
 
-def resident_mib(pid: int) -> float:
-    """Memory of one process without its children."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+def peak_mib(pid: int) -> float:
+    """The most memory that one process had resident so far, without its children."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024

@@ -1,17 +1,21 @@
-"""What a long log costs."""
+"""What a long log and a long queue cost."""
 
 import statistics
+import time
 from typing import Final
 
 import psycopg
 
 from benchmarks.history import EVENTS_A_TASK, fill, pass_dispatcher
-from benchmarks.workloads import WARM_UP_TASKS, Figures, Launch, burst, warm_up
+from benchmarks.subject import WrongError
+from benchmarks.workloads import WARM_UP_TASKS, Figures, Launch, burst, drain, warm_up
 
 SHORTER: Final = 100
 """Times: the log that the long one is compared with."""
 BURST: Final = 5_000
 TURNS: Final = 3
+FOLLOWED_SECONDS: Final = 300.0
+"""Followers may take to read a backlog."""
 
 
 def growth(launch: Launch, tasks: int) -> Figures:
@@ -51,3 +55,25 @@ def _fill(launch: Launch, database: str, tasks: int) -> None:
 
 def _median(rounds: list[Figures], name: str) -> float:
     return statistics.median(one[name] for one in rounds)
+
+
+def backlog(launch: Launch, tasks: int) -> Figures:
+    """So many queued while nobody works; a worker comes when all followers have seen them."""
+    with launch(1) as running:
+        empty = running.bytes_kept()
+        enqueued = running.enqueue(tasks)
+        deadline = time.monotonic() + FOLLOWED_SECONDS
+        while (followed := (running.counted("by_status", "queued"), running.entries())) != (tasks, tasks):
+            if time.monotonic() > deadline:
+                raise WrongError(f"of {tasks} tasks, {followed} are readable and in Redis as queued")
+            time.sleep(0.2)
+        kept = running.bytes_kept()
+        rate, _ = drain(running, tasks)
+        peaks = running.peaks()
+    return {
+        "enqueued/s": tasks / enqueued,
+        "drained/s": rate,
+        "Redis MiB": kept["Redis"] / 2**20,
+        **{f"{name} bytes/task": (after - empty[name]) / tasks for name, after in kept.items()},
+        **{f"{name}, peak MiB": peak for name, peak in peaks.items()},
+    }

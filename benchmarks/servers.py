@@ -1,10 +1,10 @@
 """One PostgreSQL and one Valkey for a whole run; each phase gets an empty database and an empty Valkey."""
 
 import contextlib
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, Self, cast
 from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
@@ -64,6 +64,12 @@ class Servers:
             used = redis.info("memory")
         assert isinstance(used, dict)
         return {**kept, "Redis": used["used_memory"]}
+
+    def entries(self) -> int:
+        """In all streams of Redis."""
+        with Redis.from_url(self.redis_url) as redis:
+            keys = cast("Iterator[bytes]", redis.scan_iter(_type="stream"))
+            return sum(int(redis.xlen(key)) for key in keys)
 
 
 def _with_database(dsn: str, database: str) -> str:

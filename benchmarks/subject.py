@@ -20,14 +20,14 @@ from typing import Any, Final, Self
 
 import httpx
 
-from benchmarks.processes import Process, cpu_seconds, free_port, resident_mib
+from benchmarks.processes import Process, cpu_seconds, free_port, peak_mib
 from benchmarks.servers import Servers
 
 ROOT: Final = Path(__file__).resolve().parent
 READY_SECONDS: Final = 60.0
 SETTLED_SECONDS: Final = 180.0
 COMMAND_SECONDS: Final = 900.0
-"""One that ends, as a rebuild."""
+"""One that ends, as enqueuing a million tasks or a rebuild."""
 CHECKED_RESULTS: Final = 100
 
 
@@ -171,9 +171,13 @@ class Running:
         return float(json.loads(printed.splitlines()[-1])["seconds"])
 
     def completed(self) -> int:
+        return self.counted(*self.subject.counted)
+
+    def counted(self, *keys: str) -> int:
+        """What the document of counts has there."""
         self.check()
         found: Any = self._client.get(self._fill(self.subject.count)).raise_for_status().json()
-        for key in self.subject.counted:
+        for key in keys:
             found = found.get(key, 0)
         return int(found)
 
@@ -201,12 +205,16 @@ class Running:
             spent[kind] = spent.get(kind, 0.0) + cpu_seconds(process.pid)
         return spent
 
-    def resident(self) -> dict[str, float]:
-        """MiB."""
-        return {name: resident_mib(process.pid) for name, process in self._processes.items()}
+    def peaks(self) -> dict[str, float]:
+        """The most memory that each process had so far. MiB."""
+        return {name: peak_mib(process.pid) for name, process in self._processes.items()}
 
     def bytes_kept(self) -> dict[str, int]:
         return self._servers.bytes_kept(self.subject.tables)
+
+    def entries(self) -> int:
+        """In the streams of Redis."""
+        return self._servers.entries()
 
     def check(self) -> None:
         for process in self._processes.values():

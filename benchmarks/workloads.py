@@ -135,25 +135,30 @@ def bulk(launch: Launch, tasks: int, workers: int) -> Figures:
     which workers start; a slow one is cut, and its rate is that of what was done."""
     with launch(workers) as running:
         enqueued = running.enqueue(tasks)
-        running.work()
-        seen: list[tuple[float, int]] = []
-        while not seen or seen[-1][1] < tasks:
-            seen.append((time.perf_counter(), running.completed()))
-            started = [at for at, done in seen if done > 0]
-            if started and seen[-1][0] - started[0] > DRAIN_SECONDS:
-                break
-            if not started and seen[-1][0] - seen[0][0] > FIRST_SECONDS:
-                raise WrongError("the workers did nothing for a minute")
-            time.sleep(0.05)
-        window = [(at, done) for at, done in seen if done > seen[-1][1] / 10]
-    (since, first), (until, last) = window[0], window[-1]
-    drain = (last - first) / (until - since)
+        rate, done = drain(running, tasks)
     return {
         "enqueued/s": tasks / enqueued,
-        "drained/s": drain,
-        "end to end/s": tasks / (enqueued + tasks / drain),
-        "drained share": last / tasks,
+        "drained/s": rate,
+        "end to end/s": tasks / (enqueued + tasks / rate),
+        "drained share": done / tasks,
     }
+
+
+def drain(running: Running, tasks: int) -> tuple[float, int]:
+    """By workers that start now: tasks a second, and how many were done."""
+    running.work()
+    seen: list[tuple[float, int]] = []
+    while not seen or seen[-1][1] < tasks:
+        seen.append((time.perf_counter(), running.completed()))
+        started = [at for at, done in seen if done > 0]
+        if started and seen[-1][0] - started[0] > DRAIN_SECONDS:
+            break
+        if not started and seen[-1][0] - seen[0][0] > FIRST_SECONDS:
+            raise WrongError("the workers did nothing for a minute")
+        time.sleep(0.05)
+    window = [(at, done) for at, done in seen if done > seen[-1][1] / 10]
+    (since, first), (until, last) = window[0], window[-1]
+    return (last - first) / (until - since), last
 
 
 async def _until_read(running: Running, connection: Connection, reader: Connection, n: int) -> float:

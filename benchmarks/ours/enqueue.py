@@ -12,9 +12,13 @@ BATCH = 1_000
 CONNECTIONS = 4
 
 
+def body(numbers: range) -> bytes:
+    return json.dumps({"tasks": [{"kind": "sum", "payload": {"x": n, "y": n}} for n in numbers]}).encode()
+
+
 async def main(url: str, count: int) -> None:
-    tasks = [{"kind": "sum", "payload": {"x": n, "y": n}} for n in range(count)]
-    bodies = [json.dumps({"tasks": tasks[at : at + BATCH]}).encode() for at in range(0, count, BATCH)]
+    numbers = range(count)
+    bodies = (body(numbers[at : at + BATCH]) for at in range(0, count, BATCH))
     requests = iter([request("POST", url, body) for body in bodies])
 
     async def send() -> None:
