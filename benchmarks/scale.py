@@ -34,12 +34,19 @@ def growth(launch: Launch, tasks: int) -> Figures:
             finished[name] += WARM_UP_TASKS + BURST
     short, long = (_median(figures, "completed/s") for figures in rounds.values())
     cpu = {f"{name}, CPU ms/task": _median(figures, "CPU ms/task") for name, figures in rounds.items()}
+    by_process = {
+        f"{one}, {name}": _median(figures, one)
+        for name, figures in rounds.items()
+        for one in figures[0]
+        if one.startswith("CPU ms/task: ")
+    }
     return {
         "events": EVENTS_A_TASK * tasks,
         "short, completed/s": short,
         "long, completed/s": long,
         "share": long / short,
         **cpu,
+        **by_process,
     }
 
 
