@@ -18,10 +18,11 @@ from typing import Any, Final
 
 from benchmarks import report, workloads
 from benchmarks.limits import LIMITS
+from benchmarks.processes import ProcessEndedError
 from benchmarks.rebuild import rebuild
 from benchmarks.scale import backlog, growth
 from benchmarks.servers import DATABASE, POSTGRES, Servers, running
-from benchmarks.subject import ROOT, Running, Subject, all_subjects
+from benchmarks.subject import ROOT, Running, Subject, WrongError, all_subjects
 
 Work = Callable[[workloads.Launch, int], workloads.Figures]
 WORKLOADS: dict[str, tuple[Work, int]] = {
@@ -35,8 +36,8 @@ WORKLOADS: dict[str, tuple[Work, int]] = {
     "backlog": (backlog, 1_000_000),
 }
 """With how many tasks."""
-OURS: Final = {"rebuild", "growth", "backlog"}
-"""Of the peers none has a log."""
+OURS: Final = {"accept", "rebuild", "growth", "backlog"}
+"""Of the peers none has a log, and `accept` is held against an endpoint that does nothing."""
 ONCE: Final = {"growth", "backlog"}
 """Whatever the rounds: each takes minutes; `growth` repeats within itself."""
 
@@ -47,17 +48,23 @@ def main() -> int:
     chosen = {name: subjects[name] for name in options.subjects or subjects}
     pythons = {name: one.install(options.environments) for name, one in chosen.items()}
     results: dict[str, dict[str, list[workloads.Figures]]] = {name: {} for name in options.parts}
+    failures: list[str] = []
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, running(Path(folder)) as servers:
         for number in range(options.rounds):
             for part in [part for part in options.parts if number == 0 or part not in ONCE]:
                 for name, one in [*_able(chosen, part), *_limits_of(part)]:
                     launch = partial(_launch, one, pythons.get(name), servers, Path(folder, "logs", name))
-                    began = time.monotonic()
-                    figures = WORKLOADS[part][0](launch, options.tasks or WORKLOADS[part][1])
+                    began, what = time.monotonic(), f"round {number + 1}, {part}, {one.title}"
+                    try:
+                        figures = WORKLOADS[part][0](launch, options.tasks or WORKLOADS[part][1])
+                    except (WrongError, ProcessEndedError) as error:
+                        failures.append(f"{what}: {error}")
+                        _say(failures[-1])
+                        continue
                     results[part].setdefault(one.title, []).append(figures)
-                    _say(f"round {number + 1}, {part}, {one.title}: {_line(figures, began)}")
-    _write(options.out, options.rounds, results)
-    return 0
+                    _say(f"{what}: {_line(figures, began)}")
+            _write(options.out, number + 1, results, failures)
+    return 1 if failures else 0
 
 
 def _able(chosen: dict[str, Subject], part: str) -> list[tuple[str, Subject]]:
@@ -107,17 +114,21 @@ def _machine(rounds: int) -> dict[str, Any]:
     }
 
 
-def _write(out: Path, rounds: int, results: dict[str, dict[str, list[workloads.Figures]]]) -> None:
+def _write(
+    out: Path, rounds: int, results: dict[str, dict[str, list[workloads.Figures]]], failures: list[str]
+) -> None:
+    """After each round: a run that is cut short leaves what it has."""
     out.mkdir(parents=True, exist_ok=True)
     machine = _machine(rounds)
     header = (
         f"Median (least–most) of {rounds} rounds, all subjects in turn in each; {machine['cores']} cores, "
         f"everything on them; Python {machine['python']}; fsync and synchronous_commit on."
     )
-    text = report.markdown(header, results)
+    failed = [f"No figure: {failure.splitlines()[0]}" for failure in failures]
+    text = "\n\n".join([report.markdown(header, results).rstrip(), *failed]) + "\n"
     (out / "results.md").write_text(text)
     (out / "results.json").write_text(report.as_json(machine, results))
-    if "single" in results:
+    if results.get("single"):
         medians = {
             title: statistics.median(one["completed/s"] for one in figures)
             for title, figures in results["single"].items()

@@ -51,6 +51,8 @@ def cpu_table(by_subject: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
 def markdown(header: str, results: Rounds) -> str:
     parts = [header]
     for workload, by_subject in results.items():
+        if not by_subject:
+            continue
         parts.append(table(workload, by_subject))
         if workload == "single":
             parts.append(cpu_table(by_subject))
