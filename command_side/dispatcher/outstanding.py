@@ -15,7 +15,7 @@ read it: see Relay.
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import Final, cast
+from typing import Final, NamedTuple, cast
 from uuid import UUID
 
 from events.append import RecordedEvent
@@ -35,8 +35,7 @@ _EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
 _NO_SENSE: Final = (LogError, ArithmeticError, ValueError, TypeError)
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """A task that is not settled, as table `outstanding` keeps it."""
 
     task_id: UUID
@@ -134,14 +133,13 @@ def fold(
         for event in history:
             folding.apply(event)
         changes.poison.extend(folding.poison)
-        after = folding.row()
-        if after is None:
+        if folding.is_settled:
+            if before is not None:
+                changes.gone.append(task)
             continue
-        if after.state not in SETTLED or after.unreadable:
-            if after != before:
-                changes.put.append(after)
-        elif before is not None:
-            changes.gone.append(task)
+        after = folding.row()
+        if after is not None and after != before:
+            changes.put.append(after)
     return changes
 
 
@@ -172,6 +170,10 @@ class _Fold:
                 self._state = _placeholder(self._task, event)
         else:
             self._state = after
+
+    @property
+    def is_settled(self) -> bool:
+        return self._state is not None and self._state.status in SETTLED and not self._unreadable
 
     def row(self) -> Row | None:
         return None if self._state is None else _row(self._state, unreadable=self._unreadable)

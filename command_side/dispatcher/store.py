@@ -4,7 +4,7 @@ Every call has one deadline and raises StoreUnavailable when the database does n
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 from uuid import UUID
@@ -28,7 +28,7 @@ T = TypeVar("T")
 BUDGET_SECONDS: Final = 8.0
 """Below the statement timeout of ten seconds, so that an abandoned statement does not linger."""
 
-_COLUMNS: Final = tuple(f.name for f in fields(Row))
+_COLUMNS: Final = Row._fields
 _FIRST_TIME: Final = datetime(1, 1, 1, tzinfo=UTC)
 _FIRST_ID: Final = UUID(int=0)
 

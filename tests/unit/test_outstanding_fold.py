@@ -340,7 +340,7 @@ def test_a_poison_event_leaves_its_task_as_it_was_and_the_others_alone(changes: 
     taken = world.take_all()
 
     assert [(p.position, p.task_id) for p in taken.poison] == [(3, task)]
-    assert world.table[task] == replace(row, unreadable=True)
+    assert world.table[task] == row._replace(unreadable=True)
     assert world.table[other].state == "running"
 
     world.record(started)
