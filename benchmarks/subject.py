@@ -118,13 +118,19 @@ class Running:
             self._prepare()
             yield self
 
+    @contextlib.contextmanager
+    def alone(self) -> Generator[Self]:
+        """Of its processes only the first one, which is what tasks are submitted to."""
+        try:
+            self._begin(list(self.subject.processes)[:1], self.subject.ready[:1])
+            yield self
+        finally:
+            self.__exit__()
+
     def __enter__(self) -> Self:
         try:
-            self._prepare()
-            for name in self.subject.processes:
-                if name != "worker":
-                    self._start(name, name)
-            self._await_ready()
+            others = [name for name in self.subject.processes if name != "worker"]
+            self._begin(others, self.subject.ready)
         except BaseException:
             self.__exit__()
             raise
@@ -134,6 +140,12 @@ class Running:
         for process in reversed(self._processes.values()):
             process.end()
         self._client.close()
+
+    def _begin(self, names: list[str], ready: list[str]) -> None:
+        self._prepare()
+        for name in names:
+            self._start(name, name)
+        self._await_ready(ready)
 
     def _prepare(self) -> None:
         self._logs.mkdir(parents=True, exist_ok=True)
@@ -220,9 +232,9 @@ class Running:
         for process in self._processes.values():
             process.check()
 
-    def _await_ready(self) -> None:
+    def _await_ready(self, ready: list[str]) -> None:
         deadline = time.monotonic() + READY_SECONDS
-        for url in map(self._fill, self.subject.ready):
+        for url in map(self._fill, ready):
             while not self._answers(url):
                 self.check()
                 if time.monotonic() > deadline:
