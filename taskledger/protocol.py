@@ -8,6 +8,7 @@ connection is closed between requests, never on top of one.
 import asyncio
 import re
 import select
+from collections.abc import Callable, Coroutine
 from enum import Enum, auto
 from functools import partial
 from typing import Any, Final, cast
@@ -42,6 +43,8 @@ _PLAIN_PATH: Final = re.compile(rb"(?:/[A-Za-z0-9_-]+)+")
 """Of which there is nothing to take apart."""
 
 _logger = get_logger(__name__)
+
+Application = Callable[[Any, Any, Any], Coroutine[Any, Any, None]]
 
 
 class _Phase(Enum):
@@ -206,6 +209,7 @@ class HttpConnection(HttpToolsProtocol):
         self._door.forget(self)
         self._complete_scope()
         before, version = self._current, self.scope["http_version"]
+        parser: Any = self.parser
         cycle = self.cycle = Cycle(
             scope=self.scope,
             transport=self.transport,
@@ -216,10 +220,10 @@ class HttpConnection(HttpToolsProtocol):
             default_headers=self.server_state.default_headers,
             message_event=asyncio.Event(),
             expect_100_continue=self.expect_100_continue,
-            keep_alive=version != "1.0" and self.parser.should_keep_alive() and not self._door.leaving,
+            keep_alive=version != "1.0" and parser.should_keep_alive() and not self._door.leaving,
             on_response=self.on_response_complete,
         )
-        application = self._refusal() or self.config.loaded_app
+        application = self._refusal() or cast("Application", self.config.loaded_app)
         if before is None or before.response_complete:
             self._start_asgi_task(cycle, application)
         else:
@@ -245,8 +249,9 @@ class HttpConnection(HttpToolsProtocol):
     def _complete_scope(self) -> None:
         """Raises httptools.HttpParserInvalidURLError and UnicodeDecodeError."""
         scope, url = self.scope, self.url
-        scope["method"] = self.parser.get_method().decode("ascii")
-        scope["http_version"] = self.parser.get_http_version()
+        parser: Any = self.parser
+        scope["method"] = parser.get_method().decode("ascii")
+        scope["http_version"] = parser.get_http_version()
         scope["extensions"] = self._extensions
         path, query = url, b""
         if _PLAIN_PATH.fullmatch(url) is None:
