@@ -3,7 +3,7 @@
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 from xml.sax.saxutils import escape
 
 Rounds = Mapping[str, Mapping[str, Sequence[Mapping[str, float]]]]
@@ -63,21 +63,27 @@ def as_json(machine: Mapping[str, Any], results: Rounds) -> str:
     return json.dumps({"machine": machine, "rounds": results}, indent=1) + "\n"
 
 
+_LETTER: Final = 7.0
+"""About as wide as one of the chart's, in its pixels."""
+
+
 def chart(title: str, medians: Mapping[str, float]) -> str:
     """Bars, the first in colour. SVG."""
     ordered = sorted(medians.items(), key=lambda item: -item[1])
     most, first = max(medians.values()), next(iter(medians))
+    left = 20 + _LETTER * max(map(len, medians))
     bars: list[str] = []
     for row, (name, value) in enumerate(ordered):
         y, width = 40 + 26 * row, 420 * value / most
         colour = "#2563eb" if name == first else "#9ca3af"
         bars.append(
-            f'<text x="170" y="{y + 14}" text-anchor="end">{escape(name)}</text>'
-            f'<rect x="180" y="{y}" width="{width:.1f}" height="18" fill="{colour}"/>'
-            f'<text x="{186 + width:.1f}" y="{y + 14}">{_number(value)}</text>'
+            f'<text x="{left - 10:.0f}" y="{y + 14}" text-anchor="end">{escape(name)}</text>'
+            f'<rect x="{left:.0f}" y="{y}" width="{width:.1f}" height="18" fill="{colour}"/>'
+            f'<text x="{left + 6 + width:.1f}" y="{y + 14}">{_number(value)}</text>'
         )
+    size = f'width="{left + 490:.0f}" height="{50 + 26 * len(ordered)}"'
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="680" height="{50 + 26 * len(ordered)}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} '
         'font-family="sans-serif" font-size="13" fill="#111827">'
         '<rect width="100%" height="100%" fill="#ffffff"/>'
         f'<text x="10" y="22" font-size="15">{escape(title)}</text>{"".join(bars)}</svg>\n'
