@@ -63,7 +63,7 @@ async def test_api_told_to_stop_under_load(
         async def unready() -> bool:
             return (await client.get(f"{url}/health/ready")).status_code == 503
 
-        await eventually(unready, "readiness to end", within=1)
+        await eventually(unready, "readiness to end", within=5)
         before = len(load.answers)
         assert (await client.get(f"{url}/health/live")).status_code == 200
         assert (await client.post(f"{url}/tasks", json=task("late"))).headers["connection"] == "close"

@@ -42,6 +42,8 @@ from tests.integration.projection import project
 from tests.integration.query import query_api
 from tests.support import Service, eventually
 
+BUDGET_SECONDS = 5.0
+
 
 async def test_api_pool_exhausted(service: Service) -> None:
     """Every connection of the pool is stuck, and more requests come than may wait -> the others are told at
@@ -61,7 +63,7 @@ async def test_api_pool_exhausted(service: Service) -> None:
         problem(refused, 503, "store_unavailable")
         assert refused.headers["retry-after"] == "1"
         assert (await client.get("/health/live")).status_code == 200
-        assert time.monotonic() - since < 3
+        assert time.monotonic() - since < BUDGET_SECONDS - 0.5
         await admin.rollback()
         found = Counter(answer.status_code for answer in await asyncio.gather(*asked))
         assert found.keys() == {200, 503}
@@ -84,7 +86,7 @@ async def test_api_pool_exhausted_for_reads(service: Service) -> None:
         asked = [asyncio.create_task(client.get("/tasks")) for _ in range(2 * WAITING_PER_CONNECTION)]
         problem(await _first(asked), 503, "store_unavailable")
         assert (await client.get("/health/live")).status_code == 200
-        assert time.monotonic() - since < 3
+        assert time.monotonic() - since < BUDGET_SECONDS - 0.5
         await admin.rollback()
         answers = await asyncio.gather(*asked)
     found = Counter(answer.status_code for answer in answers)

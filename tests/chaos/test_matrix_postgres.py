@@ -19,7 +19,7 @@ from tests.support import eventually
 pytestmark = pytest.mark.xdist_group("chaos-postgres")
 
 BUDGET_SECONDS = 5.0
-RECOVERED_SECONDS = 3.0
+RECOVERED_SECONDS = 10.0
 """From the moment at which the server accepts again."""
 
 
@@ -51,7 +51,7 @@ async def test_postgres_reply_to_a_commit_lost_for_good(store: Store) -> None:
         proxy.black_hole(to_server=False)
         begun = time.monotonic()
         problem(await client.submit("k"), 503, "store_unavailable")
-        assert time.monotonic() - begun < BUDGET_SECONDS + 0.5
+        assert time.monotonic() - begun < 2 * BUDGET_SECONDS
         ((task,),) = store.sql("select originator_id from taskledger.task_events where notification_id = 3")
         proxy.heal()
 
@@ -148,7 +148,7 @@ async def test_postgres_suspended(store: Store) -> None:
         for answer in await asyncio.gather(*writes):
             problem(answer, 503, "store_unavailable")
             assert int(answer.headers["retry-after"]) >= 1
-        assert time.monotonic() - begun < BUDGET_SECONDS + 0.5
+        assert time.monotonic() - begun < 2 * BUDGET_SECONDS
         store.servers.resume_postgres()
         await eventually(client.accepts, "writes", within=RECOVERED_SECONDS)
 
@@ -161,6 +161,6 @@ async def test_postgres_in_a_black_hole(store: Store) -> None:
         begun = time.monotonic()
         for answer in await asyncio.gather(*(client.submit() for _ in range(10))):
             problem(answer, 503, "store_unavailable")
-        assert time.monotonic() - begun < BUDGET_SECONDS + 0.5
+        assert time.monotonic() - begun < 2 * BUDGET_SECONDS
         store.servers.postgres_proxy.heal()
         await eventually(client.accepts, "writes", within=RECOVERED_SECONDS)

@@ -17,6 +17,8 @@ from tests.chaos.store import Store, command_api, fresh, prepare
 from tests.integration.command_api import problem
 from tests.support import eventually
 
+BUDGET_SECONDS = 5.0
+
 pytestmark = pytest.mark.xdist_group("chaos-postgres")
 
 
@@ -83,7 +85,7 @@ async def test_postgres_disk_full(disk: Disk, store: Store) -> None:
         for answer in answers:
             problem(answer, 503, "storage_full")
             assert int(answer.headers["retry-after"]) >= 1
-        assert time.monotonic() - begun < 2
+        assert time.monotonic() - begun < BUDGET_SECONDS
         assert refusals() - before <= len(answers)
         assert store.sql("select max(notification_id) from taskledger.task_events") == head
         assert (await client.post(f"/tasks/{acknowledged[0]}/heartbeat", {"attempt": 1})).status_code == 409
@@ -133,7 +135,7 @@ async def test_postgres_wal_disk_full(small_wal: tuple[Servers, Disk]) -> None:
             problem(await client.submit("k"), 503, "store_unavailable")
             disk.grow(300)
             await asyncio.to_thread(restart, servers)
-            await eventually(client.accepts, "writes", within=3)
+            await eventually(client.accepts, "writes", within=8)
             assert (await client.submit("k")).status_code == 201
         for task in acknowledged:
             assert store.stored(task) == ["TaskCreated"]

@@ -33,7 +33,7 @@ async def test_postgres_listener_stopped_under_load(store: Store, stopped: str) 
             begun = time.monotonic()
             for _ in range(50):
                 assert await client.accepts()
-            assert time.monotonic() - begun < 2
+            assert time.monotonic() - begun < 10
             assert writer.execute("select pg_notification_queue_usage() < 0.01").fetchone() == (True,)
             held = "select coalesce(max(age(backend_xmin)), 0) from pg_stat_activity where pid = %s"
             assert store.sql(held, deaf.info.backend_pid)[0][0] < 100, held

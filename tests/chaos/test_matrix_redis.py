@@ -18,7 +18,7 @@ from tests.chaos.inprocess import System, nothing_left
 from tests.chaos.servers import Servers
 from tests.support import eventually
 
-RESUMES_WITHIN = 5.0
+RESUMES_WITHIN = 10.0
 """Seconds from Redis answering again to tasks being run."""
 STREAM = stream_key("default", "echo", "normal")
 

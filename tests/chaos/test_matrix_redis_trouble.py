@@ -187,14 +187,14 @@ async def test_redis_silent_stalls_nobody_for_long_and_doubles_nothing(
 ) -> None:
     """A black hole either way, or SIGSTOP -> whoever waits gives up after the socket timeout and says what
     is missing; what runs ends and is recorded; afterwards nothing is doubled and entries are settled."""
-    await silent(system, valkey, broker, fault, notice_within=STALL_SECONDS)
+    await silent(system, valkey, broker, fault, notice_within=2 * STALL_SECONDS)
 
 
 async def test_redis_resetting_every_connection_stalls_nobody_and_doubles_nothing(
     system: System, valkey: Servers, broker: Redis
 ) -> None:
     """RST on all connections and on new ones -> as for a silent Redis, noticed at once."""
-    await silent(system, valkey, broker, resets, notice_within=2.0)
+    await silent(system, valkey, broker, resets, notice_within=6.0)
 
 
 async def silent(
@@ -216,8 +216,8 @@ async def silent(
     await asyncio.to_thread(back, valkey)
     began = time.monotonic()
     tasks = [*early, *meanwhile, *await system.echoes(10)]
-    await system.completed_once(tasks, within=STALL_SECONDS)
-    assert time.monotonic() - began < STALL_SECONDS
+    await system.completed_once(tasks, within=2 * STALL_SECONDS)
+    assert time.monotonic() - began < 2 * STALL_SECONDS
     await eventually(lambda: nothing_left(broker, "default"), "empty streams")
     entries = worker.status()["entries"]
     assert (entries["started"], status.replaced) == (len(running) + len(tasks), 0)

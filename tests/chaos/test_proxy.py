@@ -73,14 +73,14 @@ def test_passes_everything_on(connection: Connection[TupleRow], proxy: Proxy) ->
 
 
 def test_delay_holds_back_both_directions(connection: Connection[TupleRow], proxy: Proxy) -> None:
-    proxy.delay(0.1)
+    proxy.delay(1)
     began = time.monotonic()
     connection.execute("select 1")
-    assert time.monotonic() - began >= 0.2
+    assert time.monotonic() - began >= 2
     proxy.heal()
     began = time.monotonic()
     connection.execute("select 1")
-    assert time.monotonic() - began < 0.1
+    assert time.monotonic() - began < 1
 
 
 def test_slices_arrive_whole(connection: Connection[TupleRow], proxy: Proxy) -> None:

@@ -172,7 +172,7 @@ def test_a_call_ends_at_its_deadline_while_the_log_is_locked(dsn: str, open_reco
         with pytest.raises(OperationalError) as caught:
             recorder.insert_events([stored_event()])
         # Far below the server's own lock_timeout, which would end the call as well.
-        assert 0.2 < time.monotonic() - started_at < 2
+        assert 0.2 < time.monotonic() - started_at < 3
     assert isinstance(caught.value, StoreUnavailable)
     # The connection was cut; the next call opens another.
     assert recorder.insert_events([stored_event()]) is not None

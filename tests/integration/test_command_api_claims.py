@@ -118,7 +118,7 @@ async def test_a_waiting_claim_gets_what_comes(tasks: Tasks) -> None:
 async def test_an_empty_wait_ends_in_time(tasks: Tasks) -> None:
     begun = time.monotonic()
     assert await claim(tasks, wait_seconds=0.3) == []
-    assert 0.3 <= time.monotonic() - begun < 3
+    assert 0.3 <= time.monotonic() - begun < 10
 
 
 async def test_many_claims_at_once_share_the_tasks(tasks: Tasks) -> None:
