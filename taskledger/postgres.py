@@ -19,13 +19,17 @@ SESSION: Final = (
     " -c timezone=UTC -c search_path=pg_catalog -c jit=off"
 )
 """A client frozen in the middle of something must not hold others up. Long maintenance overrides it."""
+KEYED: Final = f"{SESSION} -c enable_seqscan=off -c plan_cache_mode=force_generic_plan"
+"""For those whose every statement looks up by key. A plan made while a table was almost empty would scan it
+until the next ANALYZE; and a statement over short arrays is else planned anew at each call, since its plan
+looks cheaper each time, which takes longer than to run it."""
 
 C = TypeVar("C", bound=Connection[TupleRow])
 Pool = AsyncConnectionPool[AsyncConnection[TupleRow]]
 
 
 async def connect(
-    dsn: str, *, name: str, autocommit: bool = True, options: str = SESSION
+    dsn: str, *, name: str, autocommit: bool = True, options: str = KEYED
 ) -> AsyncConnection[TupleRow]:
     return await AsyncConnection.connect(
         dsn, autocommit=autocommit, application_name=f"taskledger-{name}", options=options, **LIBPQ
@@ -49,7 +53,7 @@ WAITING_PER_CONNECTION: Final = 64
 """Requests that an API lets wait for each of its connections: about as many as are served in 100 ms."""
 
 
-def make_pool(dsn: str, *, name: str, size: int, options: str = SESSION, max_waiting: int = 0) -> Pool:
+def make_pool(dsn: str, *, name: str, size: int, options: str = KEYED, max_waiting: int = 0) -> Pool:
     """Closed: open it with `async with`. Connects in the background, so that a process can start
     before its database does. When more than `max_waiting` wait for a connection (0: any number), the
     next one is refused with psycopg_pool.TooManyRequests."""

@@ -33,7 +33,7 @@ from events.group_commit import GroupCommit
 from events.postgres_log import PostgresLog
 from taskledger.health import Health, Heartbeat, health_server
 from taskledger.lifecycle import EXIT_INTERRUPTED, EXIT_REPLACE, spare_collector
-from taskledger.postgres import SESSION, connect, connect_sync, make_pool
+from taskledger.postgres import KEYED, connect, connect_sync, make_pool
 from taskledger.redis import make_redis
 from taskledger.registry import Registry, load_registry
 from taskledger.settings import Settings
@@ -200,7 +200,7 @@ class Worker:
 
     def _connect_sync(self) -> Connection[TupleRow]:
         # Plans made while the log is empty are kept for the connection: they must not scan it for ever.
-        return connect_sync(self._dsn, name="worker-lease", options=f"{SESSION} -c enable_seqscan=off")
+        return connect_sync(self._dsn, name="worker-lease", options=KEYED)
 
     def _info(self) -> dict[str, Any]:
         """What people see of a live holder. Called by the renewal thread."""
