@@ -28,6 +28,7 @@ from events.ids import DEFAULT_TENANT, new_task_id, new_uid, queue_id
 from events.log import LogReader
 from events.queue_events import QueueEvent, QueuePaused, QueueResumed, is_paused
 from events.records import EventRecord
+from events.task_events import TaskQueued, TaskRequeued
 from events.task_state import TaskState, evolve
 
 CREATED_AT_ONCE: Final = 200
@@ -112,7 +113,10 @@ class CommandService:
             task_id = ids[number] if ids is not None else new_task_id()
             event = create(task_id, command, context, number)
             events.append(event)
-            streams.append(self._stream(task_id, [event], command.tenant, command.kind, command.queue))
+            lane = "" if event.scheduled else command.priority
+            streams.append(
+                self._stream(task_id, [event], command.tenant, command.kind, command.queue, lane)
+            )
         outcome = await self._commits.append(AppendCommand(streams, key))
         match outcome:
             case Appended():
@@ -247,7 +251,8 @@ class CommandService:
 
     def _command(self, p: _Pending) -> AppendCommand:
         s = p.state
-        return AppendCommand([self._stream(s.id, p.events, s.tenant, s.kind, s.queue)])
+        lane = s.priority if isinstance(p.events[-1], TaskQueued | TaskRequeued) else ""
+        return AppendCommand([self._stream(s.id, p.events, s.tenant, s.kind, s.queue, lane)])
 
     def _settle(self, p: _Pending, outcome: Outcome) -> bool:
         if not isinstance(outcome, Appended):
@@ -277,11 +282,11 @@ class CommandService:
         tasks = [self.fold([event]) for event in recorded]
         return Created(tasks, replayed.last_position, replayed=True)
 
-    def _stream(
-        self, id_: UUID, events: Sequence[EventRecord], tenant: str, kind: str, queue: str
+    def _stream(  # noqa: PLR0917  the columns of an event, as everywhere
+        self, id_: UUID, events: Sequence[EventRecord], tenant: str, kind: str, queue: str, lane: str = ""
     ) -> StreamAppend:
         stored = [self._mapper.encode(event) for event in events]
-        return StreamAppend(id_, stored, tenant, kind, queue)
+        return StreamAppend(id_, stored, tenant, kind, queue, lane)
 
 
 def _context(origin: Origin, now: datetime) -> Context:

@@ -22,6 +22,9 @@ class StreamAppend(NamedTuple):
     tenant: str = DEFAULT_TENANT
     kind: str = ""
     queue: str = ""
+    lane: str | None = None
+    """The priority in which the last of them queues the task; "" where none of them queues one. None: not
+    known, so that whoever wants to know has to read them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,16 +1,17 @@
-"""What append_v1 is called with: its commands as PostgreSQL's binary arrays."""
+"""What append_v2 is called with: its commands as PostgreSQL's binary arrays."""
 
 from collections.abc import Sequence
 from typing import Final
 
 from eventsourcing.persistence import StoredEvent
 
+from events import notice
 from events.append import AppendCommand, IdempotencyKey, StreamAppend
 from events.binary_arrays import BinaryArray, array
 
 
-def append_parameters(commands: Sequence[AppendCommand]) -> tuple[BinaryArray | None, ...]:
-    """The function's arrays: one element an event, then one element a key."""
+def append_parameters(commands: Sequence[AppendCommand]) -> tuple[BinaryArray | str | None, ...]:
+    """The function's arrays, one element an event, then one element a key; and what it is to notify."""
     numbers: list[int] = []
     streams: list[StreamAppend] = []
     events: list[StoredEvent] = []
@@ -33,6 +34,7 @@ def append_parameters(commands: Sequence[AppendCommand]) -> tuple[BinaryArray | 
         array("text", [stream.kind for stream in streams]),
         array("text", [stream.queue for stream in streams]),
         *_key_parameters(keyed),
+        notice.words(commands) if len(numbers) <= notice.MOST_EVENTS else None,
     )
 
 

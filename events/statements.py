@@ -4,15 +4,15 @@ from typing import Final
 
 APPEND: Final = """
 select head, recorded_at, conflicts, replayed, replayed_first, replayed_last, replayed_fingerprint
-from taskledger.append_v1(
+from taskledger.append_v2(
     %b::int[], %b::uuid[], %b::bigint[], %b::text[], %b::bytea[], %b::text[], %b::text[], %b::text[],
-    %b::int[], %b::text[], %b::text[], %b::text[], %b::bytea[]
+    %b::int[], %b::text[], %b::text[], %b::text[], %b::bytea[], %b::text
 )
 """
 """Parameters: see events.append_parameters; answer: see events.append."""
 
 LOG_CHANNEL: Final = "taskledger_log"
-"""append_v1 notifies it with the new head. A hint: whoever listens polls as well."""
+"""append_v2 notifies it: see events.notice. A hint: whoever listens polls as well."""
 
 _COLUMNS: Final = (
     "originator_id, originator_version, topic, state, notification_id, recorded_at, tenant, kind, queue"

@@ -48,7 +48,7 @@ def spoil(name: str | None, dsn: str) -> None:
     if edit is None:
         return
     with psycopg.connect(dsn, autocommit=True) as connection:
-        row = connection.execute("select pg_get_functiondef('taskledger.append_v1'::regproc)").fetchone()
+        row = connection.execute("select pg_get_functiondef('taskledger.append_v2'::regproc)").fetchone()
         assert row is not None
         connection.execute(edit(str(row[0])).encode())
 

@@ -8,7 +8,7 @@ from psycopg import Connection, Cursor
 from psycopg.rows import TupleRow
 
 APPEND_LOCK = 7311461898370
-"""What append_v1 takes: whoever holds it holds up every append."""
+"""What append_v2 takes: whoever holds it holds up every append."""
 
 
 class ReplyLost:
@@ -36,7 +36,7 @@ class ReplyLost:
         return connection
 
     def after(self, query: bytes) -> None:
-        if self._to_lose and b"append_v1" in query:
+        if self._to_lose and b"append_v2" in query:
             self._to_lose -= 1
             self.lost += 1
             raise psycopg.OperationalError("the connection was lost")

@@ -288,6 +288,19 @@ async def test_appends_notify_the_new_head(postgres_log: PostgresLog, dsn: str) 
     assert payloads == ["3"]
 
 
+async def test_an_append_that_is_stored_whole_is_told_whole(postgres_log: PostgresLog, dsn: str) -> None:
+    """And one of which a part is refused is not: its words would tell of what is not there."""
+    good, other = command(), command()
+    told = AppendCommand([good.streams[0]._replace(lane="high")])
+    also = AppendCommand([other.streams[0]._replace(lane="low")])
+    async with await AsyncConnection.connect(dsn, autocommit=True) as connection:
+        await connection.execute("listen taskledger_log")
+        await postgres_log.append([told], deadline=after(5))
+        await postgres_log.append([told, also], deadline=after(5))
+        payloads = [n.payload async for n in connection.notifies(timeout=5, stop_after=2)]
+    assert payloads == [f"1 1 1/default/sum/high/{good.streams[0].originator_id.hex} quiet", "2"]
+
+
 async def test_vacuum_and_appends_do_not_wait_for_each_other(postgres_log: PostgresLog, dsn: str) -> None:
     async with await AsyncConnection.connect(dsn) as maintenance:
         # What VACUUM, ANALYZE and CREATE INDEX CONCURRENTLY hold while they run.

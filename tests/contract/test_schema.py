@@ -31,7 +31,7 @@ def application_role(dsn: str) -> Iterator[str]:
         connection.execute(sql.SQL("create role {}").format(role))
         connection.execute(sql.SQL("grant usage on schema taskledger to {}").format(role))
         connection.execute(sql.SQL("grant select on all tables in schema taskledger to {}").format(role))
-        connection.execute(sql.SQL("grant execute on function taskledger.append_v1 to {}").format(role))
+        connection.execute(sql.SQL("grant execute on function taskledger.append_v2 to {}").format(role))
         yield name
         connection.execute(sql.SQL("drop owned by {}").format(role))
         connection.execute(sql.SQL("drop role {}").format(role))
@@ -66,12 +66,12 @@ async def test_the_log_is_append_only_by_permission(dsn: str, application_role: 
 async def test_nobody_appends_without_being_granted_to(dsn: str, application_role: str) -> None:
     async with await AsyncConnection.connect(dsn, autocommit=True) as connection:
         await connection.execute(
-            sql.SQL("revoke execute on function taskledger.append_v1 from {}").format(
+            sql.SQL("revoke execute on function taskledger.append_v2 from {}").format(
                 sql.Identifier(application_role)
             )
         )
         cursor = await connection.execute(
-            "select has_function_privilege(%s, oid, 'execute') from pg_proc where proname = 'append_v1'",
+            "select has_function_privilege(%s, oid, 'execute') from pg_proc where proname = 'append_v2'",
             (application_role,),
         )
         assert await cursor.fetchall() == [(False,)]
