@@ -8,6 +8,7 @@ import psycopg
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
+from command_side.dispatcher.told import Told
 from events.connections import answered
 from events.deadline import pauses
 from events.statements import LOG_CHANNEL
@@ -21,19 +22,19 @@ _ANSWER_SECONDS: Final = 3.0
 _logger = get_logger(__name__)
 
 
-async def listen(connect: Callable[[], Awaitable[AsyncConnection[TupleRow]]], wake: asyncio.Event) -> None:
-    """Sets `wake` at each notification, and after each new connection, since some may have been missed.
+async def listen(connect: Callable[[], Awaitable[AsyncConnection[TupleRow]]], told: Told) -> None:
+    """Passes each notification on, and says after each new connection that some may have been missed.
     Runs until it is cancelled; a database that is away is somebody else's line in the log."""
     waits = pauses()
     while True:
         try:
             async with await connect() as connection:
                 await answered(connection, f"listen {LOG_CHANNEL}".encode(), seconds=_ANSWER_SECONDS)
-                wake.set()
+                told.look()
                 waits = pauses()
                 while True:
-                    async for _ in connection.notifies(timeout=CHECK_SECONDS):
-                        wake.set()
+                    async for notification in connection.notifies(timeout=CHECK_SECONDS):
+                        told.heard(notification.payload)
                     await answered(connection, b"select 1", seconds=_ANSWER_SECONDS)
         except (psycopg.Error, OSError) as error:
             _logger.debug("listener lost", reason=type(error).__name__)

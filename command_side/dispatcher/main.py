@@ -18,6 +18,7 @@ from command_side.dispatcher.relay import Relay, take_up
 from command_side.dispatcher.status import DispatcherStatus, Outage
 from command_side.dispatcher.store import OutstandingStore
 from command_side.dispatcher.sweeper import Pace, Sweeper
+from command_side.dispatcher.told import Told
 from command_side.service import CommandService
 from events.codec import EventMapper
 from events.errors import CheckpointConflict, LogRewound, SchemaNotReady, Unavailable
@@ -169,15 +170,15 @@ async def _end_of_term(leader: Leader, stop: asyncio.Event) -> None:
 
 
 async def _work(parts: _Parts, group: asyncio.TaskGroup) -> None:
-    relay, sweeper, wake = await _take_up(parts)
-    group.create_task(listen(lambda: connect(parts.dsn, name=f"{NAME}-listen"), wake), name="listener")
+    relay, sweeper, told = await _take_up(parts)
+    group.create_task(listen(lambda: connect(parts.dsn, name=f"{NAME}-listen"), told), name="listener")
     group.create_task(relay.run(), name="relay")
     # Until then the rows tell of the past, and most of what they ask for has been done.
     await relay.live.wait()
     await sweeper.run()
 
 
-async def _take_up(parts: _Parts) -> tuple[Relay, Sweeper, asyncio.Event]:
+async def _take_up(parts: _Parts) -> tuple[Relay, Sweeper, Told]:
     """Waits for a database that answers and a log that can be followed."""
     database, log = Outage("postgres", parts.status), Outage("log", parts.status)
     while True:
@@ -192,7 +193,7 @@ async def _take_up(parts: _Parts) -> tuple[Relay, Sweeper, asyncio.Event]:
             break
     database.is_over()
     log.is_over()
-    wake = asyncio.Event()
+    told = Told()
     relay = Relay(
         log=parts.log,
         store=parts.store,
@@ -200,7 +201,7 @@ async def _take_up(parts: _Parts) -> tuple[Relay, Sweeper, asyncio.Event]:
         mapper=parts.mapper,
         identity=identity,
         status=parts.status,
-        wake=wake,
+        told=told,
     )
     holes = HoleFinder(parts.store, parts.redis, identity.tag, parts.pace.hole_patience)
     sweeper = Sweeper(
@@ -213,7 +214,7 @@ async def _take_up(parts: _Parts) -> tuple[Relay, Sweeper, asyncio.Event]:
         checkpoint=lambda: relay.checkpoint,
         want=relay.want,
     )
-    return relay, sweeper, wake
+    return relay, sweeper, told
 
 
 async def _wait_for_schema(dsn: str, stop: asyncio.Event, status: DispatcherStatus) -> bool:

@@ -15,6 +15,7 @@ are still to come. One above this log's head tells that the log itself has lost 
 import hashlib
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Final, Protocol, cast
+from uuid import UUID
 
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError, RedisError, ResponseError
@@ -58,6 +59,21 @@ _SHA: Final = hashlib.sha1(PUBLISH.encode(), usedforsecurity=False).hexdigest()
 _logger = get_logger(__name__)
 
 
+class QueuedTask(Protocol):
+    """What an entry is made of. A Row is one, and so is what a notification tells."""
+
+    @property
+    def queued_position(self) -> int: ...
+    @property
+    def queue(self) -> str: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def priority(self) -> str: ...
+    @property
+    def task_id(self) -> UUID: ...
+
+
 class QueuedRows(Protocol):
     """What the publisher asks of `outstanding`."""
 
@@ -87,18 +103,18 @@ class Publisher:
         self._lagging.clear()
         self._unseen.clear()
 
-    async def offer(self, rows: Iterable[Row]) -> None:
+    async def offer(self, tasks: Iterable[QueuedTask]) -> None:
         """Publishes newly queued tasks (in order of position) of the queues that do not lag; the others'
         are left to catch_up(), which finds them in `outstanding`."""
-        by_queue: dict[str, list[Row]] = {}
-        for row in rows:
-            by_queue.setdefault(row.queue, []).append(row)
+        by_queue: dict[str, list[QueuedTask]] = {}
+        for task in tasks:
+            by_queue.setdefault(task.queue, []).append(task)
         for queue, queued in by_queue.items():
             if queue not in self._known:
                 self._unseen[queue] = None
             elif queue not in self._lagging:
                 position = self._known[queue] or 0
-                new = [row for row in queued if row.queued_position > position]
+                new = [task for task in queued if task.queued_position > position]
                 for start in range(0, len(new), CHUNK):
                     chunk = new[start : start + CHUNK]
                     if not await self._publish(queue, chunk, chunk[-1].queued_position):
@@ -187,18 +203,18 @@ class Publisher:
         self._known[queue] = None
         self._lagging[queue] = None
 
-    async def _publish(self, queue: str, rows: Sequence[Row], to: int) -> bool:
+    async def _publish(self, queue: str, tasks: Sequence[QueuedTask], to: int) -> bool:
         """Adds the entries and moves the queue's position to `to`; False if it was not as we believed."""
         known = self._known[queue]
         keys = [position_key(queue), streams_key(queue)]
         numbers: dict[tuple[str, str], int] = {}
         arguments: list[str | int] = ["" if known is None else self._token(known), self._token(to)]
-        for row in rows:
-            lane = (row.kind, row.priority)
+        for task in tasks:
+            lane = (task.kind, task.priority)
             if lane not in numbers:
                 keys.append(stream_key(queue, *lane))
                 numbers[lane] = len(keys)
-            arguments += (numbers[lane], f"{row.queued_position}-1", str(row.task_id))
+            arguments += (numbers[lane], f"{task.queued_position}-1", str(task.task_id))
         try:
             added = await self._evaluate(keys, arguments)
         except ResponseError as error:

@@ -1,5 +1,7 @@
 """Follows the log: publishes what became queued, and keeps `outstanding`.
 
+What notifications tell whole is published without a read, and read a little later with what follows.
+
 The entries of each batch are published at once; the rows follow with their checkpoint a few times a
 second, and until then an overlay has them. A crash in between leaves Redis ahead of the checkpoint: the
 next leader reads the queues' positions and passes over what is published, since an entry's id is its
@@ -36,11 +38,13 @@ from command_side.dispatcher.overlay import Overlay
 from command_side.dispatcher.publisher import Publisher
 from command_side.dispatcher.status import DispatcherStatus, Outage
 from command_side.dispatcher.store import Identity, OutstandingStore
+from command_side.dispatcher.told import Told
 from events.append import RecordedEvent
 from events.codec import EventMapper
 from events.deadline import until
 from events.errors import CheckpointConflict, ConfigurationError, LogRewound, SchemaNotReady, Unavailable
 from events.log import LogReader
+from events.notice import Notice, Queued
 from events.witness import WAY_OUT
 from taskledger.metrics import CHECKPOINT, LAG
 from taskledger.telemetry import get_logger
@@ -53,6 +57,9 @@ COMMIT_SECONDS: Final = 0.25
 """After the oldest change that `outstanding` lacks, it is brought up to date."""
 LEAVE_SECONDS: Final = 1.0
 """What a last commit may take at the end of a term: without it the next leader only reads more."""
+FOLD_SECONDS: Final = 0.1
+"""What was published as told is read no later than this: nobody but the sweeper, which looks at rows that
+are up to COMMIT_SECONDS old, waits for it."""
 POLL_SECONDS: Final = 1.0
 LOOK_SECONDS: Final = 1.0
 """How often the positions in Redis are read: a loss goes unnoticed no longer than this."""
@@ -79,7 +86,7 @@ async def take_up(store: OutstandingStore) -> Identity:
 
 
 class Relay:
-    """One term of leadership, from `identity` on. `wake` is set by whoever hears of new events.
+    """One term of leadership, from `identity` on. `told` is filled by whoever hears of new events.
 
     Raises CheckpointConflict once another dispatcher leads, or the log has got another tag; LogRewound
     when it was restored and has not.
@@ -94,7 +101,7 @@ class Relay:
         mapper: EventMapper,
         identity: Identity,
         status: DispatcherStatus,
-        wake: asyncio.Event,
+        told: Told,
     ) -> None:
         self._log = log
         self._store = store
@@ -104,7 +111,7 @@ class Relay:
         self._publisher = Publisher(redis, identity.tag, status)
         self._start_head = identity.head
         self._status = status
-        self._wake = wake
+        self._told = told
         self._limit = min(FIRST_BATCH, BATCH)
         self._reread = False
         self._broker = Outage("redis", status)
@@ -116,6 +123,8 @@ class Relay:
         self._overlay = Overlay()
         self._commit_at = math.inf
         self._wanted = 0
+        self._published = identity.checkpoint
+        """What is queued up to here was offered to Redis: as read, or beyond that as told."""
         self._relayed = 0
         """Everything up to here that is queued is in Redis, as far as we know."""
         self._tag = identity.tag
@@ -132,7 +141,7 @@ class Relay:
     async def run(self) -> None:
         try:
             while True:
-                self._wake.clear()
+                self._told.take()  # what was told before a read is read
                 try:
                     more = await self.turn()
                     self._database.is_over()
@@ -140,8 +149,7 @@ class Relay:
                     await asyncio.sleep(self._database.goes_on(str(error)))
                     continue
                 if not more:
-                    with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(self._wake.wait(), self._pause())
+                    await self._rest()
         except asyncio.CancelledError:
             with (
                 until(time.monotonic() + LEAVE_SECONDS),
@@ -183,13 +191,39 @@ class Relay:
     def want(self, position: int) -> None:
         """Somebody waits until `outstanding` is that far: it is brought there as soon as it is folded."""
         self._wanted = max(self._wanted, position)
+        if position > self.folded:
+            self._told.look()
 
     def _must_commit(self) -> bool:
         late = time.monotonic() >= self._commit_at
         return late or self._overlay.is_full or self.checkpoint < self._wanted <= self.folded
 
-    def _pause(self) -> float:
-        return max(0.0, min(POLL_SECONDS, self._commit_at - time.monotonic()))
+    async def _rest(self) -> None:
+        """Until there is something to read; publishes meanwhile what is told whole."""
+        until_ = min(time.monotonic() + POLL_SECONDS, self._commit_at)
+        while await self._told.wait(max(0.0, until_ - time.monotonic())):
+            queued = self._follow(self._told.take())
+            if queued is None:
+                return
+            if queued:
+                with self._broker_errors():
+                    await self._publisher.offer(queued)
+                if self._publisher.lags or self._broker.on:
+                    return
+            until_ = min(until_, time.monotonic() + FOLD_SECONDS)
+
+    def _follow(self, notices: Sequence[Notice] | None) -> list[Queued] | None:
+        """What they queued, if they go on where we are and Redis keeps up; else the log has to be read."""
+        if notices is None or not self.live.is_set() or self._publisher.lags or self._broker.on:
+            return None
+        queued: list[Queued] = []
+        for notice in notices:
+            if notice.last > self._published:
+                if notice.first != self._published + 1:
+                    return None
+                queued += notice.queued
+                self._published = notice.last
+        return queued
 
     async def _measure(self) -> None:
         """Once a second: also while Redis is away, since that is when it matters."""
@@ -217,6 +251,7 @@ class Relay:
                 await self._publisher.offer(changes.queued_after(self.folded))
         self._overlay.add(changes)
         self.folded = events[-1].id
+        self._published = max(self._published, self.folded)
         self._commit_at = min(self._commit_at, time.monotonic() + COMMIT_SECONDS)
         self._limit = _next_limit(self._limit, events)
 

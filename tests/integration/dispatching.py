@@ -1,6 +1,5 @@
 """A relay one turn at a time, and what it leaves in Redis and in `outstanding`."""
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -12,6 +11,7 @@ from redis.asyncio import Redis
 from command_side.dispatcher.relay import Relay, take_up
 from command_side.dispatcher.status import DispatcherStatus
 from command_side.dispatcher.store import OutstandingStore
+from command_side.dispatcher.told import Told
 from events.append import AppendCommand, Appended, StreamAppend
 from events.codec import EventMapper
 from events.task_state import SETTLED, TaskState
@@ -21,6 +21,16 @@ from tests.support import Service, eventually
 Entries = list[tuple[str, str]]
 
 
+class CountingTold(Told):
+    """Knows how often it was said that the log has to be read."""
+
+    looks = 0
+
+    def look(self) -> None:
+        self.looks += 1
+        super().look()
+
+
 @dataclass
 class Bench:
     """What a dispatcher's process would build."""
@@ -28,6 +38,8 @@ class Bench:
     service: Service
     redis: Redis
     status: DispatcherStatus = field(default_factory=DispatcherStatus)
+    told: list["CountingTold"] = field(default_factory=list["CountingTold"])
+    """What each relay is told by."""
 
     @property
     def store(self) -> OutstandingStore:
@@ -35,6 +47,7 @@ class Bench:
 
     async def relay(self, store: OutstandingStore | None = None) -> Relay:
         """A new term. Nothing has been read yet."""
+        self.told.append(CountingTold())
         return Relay(
             log=self.service.log,
             store=store or self.store,
@@ -42,7 +55,7 @@ class Bench:
             mapper=EventMapper(),
             identity=await take_up(self.store),
             status=self.status,
-            wake=asyncio.Event(),
+            told=self.told[-1],
         )
 
     async def caught_up(self, relay: Relay) -> Relay:

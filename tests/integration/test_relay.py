@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 from uuid import UUID
 
@@ -21,6 +21,7 @@ from command_side.commands import (
     TaskCommand,
 )
 from command_side.dispatcher import overlay, publisher, relay
+from command_side.dispatcher.listener import listen
 from command_side.dispatcher.outstanding import Changes
 from command_side.dispatcher.relay import Relay, take_up
 from command_side.dispatcher.store import OutstandingStore
@@ -28,9 +29,9 @@ from command_side.service import Origin
 from events.errors import CheckpointConflict, CommandRejected, LogRewound, StoreUnavailable
 from events.ids import new_task_id
 from events.task_state import TaskState
-from taskledger.postgres import Pool
+from taskledger.postgres import Pool, connect
 from taskledger.redis import position_key, stream_key, streams_key
-from tests.integration.dispatching import Bench, entry, row_as_tuple
+from tests.integration.dispatching import Bench, CountingTold, entry, row_as_tuple
 from tests.support import Service, eventually, now
 
 
@@ -72,6 +73,83 @@ async def test_what_comes_later_is_published_as_it_comes(bench: Bench) -> None:
     assert await bench.entries() == [entry(first), entry(second), entry(third)]
     assert await bench.position() == f"3.{await tag(bench)}"
     assert (bench.status.published, bench.status.refused) == (3, 0)
+
+
+@pytest.fixture
+async def lazy(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Relay]:
+    """A relay at work that reads the log only when it has to; with the listener that tells it."""
+    for name in ("FOLD_SECONDS", "POLL_SECONDS", "COMMIT_SECONDS"):
+        monkeypatch.setattr(relay, name, 60.0)
+    await many(bench.service, 1)
+    leading = await bench.started()
+    told = bench.told[-1]
+    running = [
+        asyncio.create_task(leading.run()),
+        asyncio.create_task(listen(lambda: connect(bench.service.dsn, name="test-listen"), told)),
+    ]
+    await eventually(lambda: told_of_the_connection(told), "the listener")
+    yield leading
+    for task in running:
+        task.cancel()
+    await asyncio.gather(*running, return_exceptions=True)
+
+
+async def told_of_the_connection(told: CountingTold) -> bool:
+    return told.looks > 0
+
+
+async def test_what_is_told_whole_is_published_before_it_is_read(bench: Bench, lazy: Relay) -> None:
+    task = await bench.service.create(priority="high")
+    await eventually(lambda: bench.entries(priority="high"), "the entry")
+    assert await bench.entries(priority="high") == [entry(task)]
+    assert lazy.folded < task.position
+
+    lazy.want(task.position)
+    await eventually(lambda: committed(lazy, task.position), "the rows")
+    assert (await bench.table())[task.id]["queued_position"] == task.position
+    assert await bench.entries(priority="high") == [entry(task)]
+
+
+async def test_a_task_queued_again_is_told_as_well(bench: Bench, lazy: Relay) -> None:
+    task = await bench.service.create()
+    await bench.service.execute(task.id, StartTask(holder="h", worker="w"))
+    await bench.service.execute(task.id, FailTask(1, cause="handed_back"))
+    again = await bench.service.state(task.id)
+
+    async def both() -> bool:
+        return (await bench.entries())[-2:] == [entry(task), entry(again)]
+
+    await eventually(both, "both entries")
+    assert lazy.folded < task.position
+
+
+async def test_what_was_not_told_is_read(bench: Bench, lazy: Relay) -> None:
+    """Several at once are told by their head alone; and what comes after a gap says nothing of it."""
+    batch = await many(bench.service, 5)
+    await eventually(lambda: folded(lazy, batch[-1].position), "the read")
+    bench.told[-1].heard(f"{batch[-1].position + 2} 1 1/default/sum/normal/{new_task_id().hex}")
+    late = await bench.service.create()
+
+    async def there() -> bool:
+        return (await bench.entries())[-6:] == [entry(task) for task in [*batch, late]]
+
+    await eventually(there, "all of them, and nothing else")
+
+
+async def test_a_crash_after_what_was_only_told_leaves_neither_gap_nor_double(
+    bench: Bench, lazy: Relay
+) -> None:
+    task = await bench.service.create(priority="high")
+    await eventually(lambda: bench.entries(priority="high"), "the entry")
+    assert lazy.folded < task.position
+    later = await bench.started()
+    second = await bench.service.create(priority="high")
+    await bench.caught_up(later)
+    assert await bench.entries(priority="high") == [entry(task), entry(second)]
+
+
+async def committed(leading: Relay, position: int) -> bool:
+    return leading.checkpoint >= position
 
 
 async def test_scheduled_tasks_wait(bench: Bench) -> None:
