@@ -20,6 +20,9 @@ from events.errors import CheckpointConflict, LogRewound
 
 READ_CHANNEL: Final = "taskledger_read"
 """Notified with the new checkpoint, after the commit. A hint: whoever waits polls as well."""
+WANTED_CHANNEL: Final = "taskledger_wanted"
+"""Notified with a position by whoever waits for it, so that the projector gathers no longer. Only a hint:
+without it a wait takes some milliseconds more."""
 
 BUDGET_SECONDS: Final = 5.0
 _POLL_SECONDS: Final = 0.1

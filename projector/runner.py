@@ -11,11 +11,12 @@ import psycopg
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
+from events import notice
 from events.codec import EventMapper
 from events.errors import CheckpointConflict, LogRewound, SchemaNotReady, StoreUnavailable
 from events.migrate import check_schema
 from events.statements import HIGHEST, LOG_CHANNEL
-from events.tracking import check_log
+from events.tracking import WANTED_CHANNEL, check_log
 from events.witness import LOOK, Witness
 from projector.fold import FoldStopped
 from projector.follower import BATCH_EVENTS, Follower
@@ -26,7 +27,7 @@ from projector.view import PROJECTION
 from projector.watchdog import ANSWER_SECONDS, Watchdog, WatchedConnection
 from taskledger import metrics
 from taskledger.health import Heartbeat
-from taskledger.postgres import SESSION, connect_as
+from taskledger.postgres import KEYED, connect_as
 from taskledger.telemetry import get_logger
 
 POLL_SECONDS: Final = 1.0
@@ -45,12 +46,13 @@ GATHER_SECONDS: Final = 0.02
 what has come meanwhile. Most tasks then begin and end within one batch, and cost one row instead of three
 versions of it. Nothing waits where less comes, nor where there is a full batch to catch up with."""
 
-_SESSION: Final = (
-    f"{SESSION} -c synchronous_commit=off -c enable_seqscan=off -c plan_cache_mode=force_generic_plan"
-)
-"""A crash of the server may take the last batches and their checkpoint together; they are folded again.
-A plan made while a table was almost empty would scan it until the next ANALYZE. To plan the statement that
-writes a batch takes longer than to run it."""
+QUIET_SECONDS: Final = 0.02
+"""How much later it is shown that tasks were created or started, if nobody wants to see it and nothing
+follows: a task that ends sooner is one row and one batch instead of three, and the first two would take the
+processor from those who are about to run it."""
+
+_SESSION: Final = f"{KEYED} -c synchronous_commit=off"
+"""A crash of the server may take the last batches and their checkpoint together; they are folded again."""
 _LOST: Final = (psycopg.OperationalError, psycopg.InterfaceError, psycopg.InternalError)
 """The last one: how the server says that it ended a session which stood still inside a transaction."""
 _logger = get_logger(__name__)
@@ -117,6 +119,7 @@ class Projector:
             self._check_log(connection)
             ensure_live(connection)
             connection.execute(f"listen {LOG_CHANNEL}")
+            connection.execute(f"listen {WANTED_CHANNEL}")
             metrics.HALTED.clear()
             session = _Session(connection, leadership)
             while not stop.is_set():
@@ -276,14 +279,22 @@ class _Session:
 
 def _await_log(connection: Connection[TupleRow], position: int, seconds: float) -> bool:
     """Whether the log is told to go on beyond the position. What was notified while a batch was under way
-    has been kept, and was most likely read with it."""
+    has been kept, and was most likely read with it. That tasks were created or started waits for what
+    follows, up to QUIET_SECONDS, unless somebody wants to see it."""
     deadline = time.monotonic() + seconds
+    quiet = False
     while (left := deadline - time.monotonic()) > 0:
         # To the end: what is left of the notifications would be a wake-up each.
-        heads = [n.payload for n in connection.notifies(timeout=left, stop_after=1)]
-        if any(not head.isdecimal() or int(head) > position for head in heads):
-            return True
-    return False
+        for notification in list(connection.notifies(timeout=left, stop_after=1)):
+            head = notice.head(notification.payload)
+            if head is not None and head <= position:
+                continue
+            said = notice.read(notification.payload)
+            if notification.channel == WANTED_CHANNEL or said is None or not said.quiet:
+                return True
+            if not quiet:
+                quiet, deadline = True, min(deadline, time.monotonic() + QUIET_SECONDS)
+    return quiet
 
 
 def _pauses() -> Iterator[float]:

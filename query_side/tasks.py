@@ -86,6 +86,8 @@ class Tasks:
         self._watch = watch
         self._secret = secret
         self._position_budget = position_budget_seconds
+        self._tag: str | None = None
+        """Of the log, as last read."""
 
     async def get(
         self, task_id: UUID, *, min_position: PositionToken | None = None, wait_seconds: float = 0.0
@@ -101,7 +103,8 @@ class Tasks:
         if min_position is None:
             snapshot, row = await self._read(task_id)
         else:
-            snapshot, row = await self._read_at(task_id, min_position)
+            # Whoever waits for the end needs no row before that.
+            snapshot, row = await self._read_at(task_id, min_position, hurry=wait_seconds == 0)
         _refuse_parked(snapshot, row, asked)
         deadline = after(wait_seconds)
         while row is not None and row["status"] not in SETTLED and self._may_wait(deadline):
@@ -143,11 +146,17 @@ class Tasks:
 
     async def _read(self, task_id: UUID) -> tuple[Snapshot, Row | None]:
         snapshot, rows = await self._model.fetch(_TASK, {"id": task_id, "tenant": DEFAULT_TENANT})
+        self._tag = snapshot.tag
         return snapshot, rows[0] if rows else None
 
-    async def _read_at(self, task_id: UUID, token: PositionToken) -> tuple[Snapshot, Row | None]:
+    async def _read_at(
+        self, task_id: UUID, token: PositionToken, *, hurry: bool
+    ) -> tuple[Snapshot, Row | None]:
         """Waits as well for a projector that has not made its tables yet."""
         deadline = after(self._position_budget)
+        if token.tag == self._tag and token.position > (seen := self._watch.seen):
+            # Most likely not there yet: one read less.
+            await self._watch.reached(token.position, seen=seen, deadline=deadline, hurry=hurry)
         while True:
             seen = 0
             try:
@@ -161,7 +170,7 @@ class Tasks:
                 if not self._may_wait(deadline):
                     raise ReadModelLagging("the read table has not reached the position yet")
                 seen = snapshot.checkpoint
-            await self._watch.reached(token.position, seen=seen, deadline=deadline)
+            await self._watch.reached(token.position, seen=seen, deadline=deadline, hurry=hurry)
 
     def _may_wait(self, deadline: float) -> bool:
         return remaining(deadline) > 0 and not self._watch.closed

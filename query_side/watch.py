@@ -15,7 +15,7 @@ from psycopg.rows import TupleRow
 from events.connections import answered
 from events.deadline import remaining
 from events.errors import TaskledgerError
-from events.tracking import READ_CHANNEL
+from events.tracking import READ_CHANNEL, WANTED_CHANNEL
 from query_side.read_model import ReadModel, statement
 from taskledger.telemetry import get_logger
 
@@ -25,6 +25,7 @@ CHECK_SECONDS: Final = 5.0
 """After this long without a word the connection is asked whether it still lives."""
 _ANSWER_SECONDS: Final = 3.0
 _MAX_PAUSE_SECONDS: Final = 2.0
+_WANT: Final = f"select pg_notify('{WANTED_CHANNEL}', %(position)s)"
 
 Connect = Callable[[], Awaitable[AsyncConnection[TupleRow]]]
 _logger = get_logger(__name__)
@@ -40,7 +41,14 @@ class ReadWatch:
         self._positions: set[tuple[int, asyncio.Future[None]]] = set()
         self._tasks: defaultdict[UUID, set[asyncio.Future[None]]] = defaultdict(set)
         self._looking: asyncio.Task[None] | None = None
+        self._wanted = 0
+        self._wanting: asyncio.Task[None] | None = None
         self.closed = False
+
+    @property
+    def seen(self) -> int:
+        """The checkpoint as last heard of; it may be further by now."""
+        return self._seen
 
     @property
     def waiting(self) -> int:
@@ -53,9 +61,14 @@ class ReadWatch:
         for future in [f for _, f in self._positions] + [f for fs in self._tasks.values() for f in fs]:
             _finish(future)
 
-    async def reached(self, position: int, *, seen: int, deadline: float) -> None:
+    async def reached(self, position: int, *, seen: int, deadline: float, hurry: bool = True) -> None:
         """Returns when the checkpoint has reached the position, at the deadline, or when closed.
-        `seen` is the checkpoint that the caller has seen."""
+        `seen` is the checkpoint that the caller has seen; without `hurry` the projector may first gather
+        what follows, for some milliseconds."""
+        if hurry and position > self._wanted:
+            self._wanted = position
+            if self._wanting is None:
+                self._wanting = asyncio.create_task(self._want(), name="read-watch-want")
         future = asyncio.get_running_loop().create_future()
         entry = (position, future)
         self._positions.add(entry)
@@ -74,6 +87,18 @@ class ReadWatch:
             self._tasks[task_id].discard(future)
             if not self._tasks[task_id]:
                 del self._tasks[task_id]
+
+    async def _want(self) -> None:
+        """One notification for all who came while the last one was under way."""
+        said = 0
+        try:
+            while said < self._wanted:
+                said = self._wanted
+                await self._model.read(_WANT, {"position": str(said)})
+        except (TaskledgerError, psycopg.Error) as error:  # a hint that cannot be given, as on a standby
+            _logger.debug("cannot say what is wanted", reason=type(error).__name__)
+        finally:
+            self._wanting = None
 
     async def _wait(self, future: asyncio.Future[None], seen: int, deadline: float) -> None:
         if self._seen > seen and self._looking is None:

@@ -16,7 +16,7 @@ from projector.rebuild import drop_retired, rebuild
 from taskledger.registry import load_registry
 from tests.integration.projection import ERROR, execute, following, many_histories, project
 from tests.integration.query import EXTERNAL, query_api
-from tests.support import Service, eventually
+from tests.support import Service, eventually, wait_until
 
 TASK_FIELDS = [
     *("id", "kind", "status", "queue", "priority", "tags", "payload", "result", "error", "attempt"),
@@ -44,6 +44,28 @@ async def _tag(service: Service) -> str:
 def _time(text: str) -> datetime:
     assert text.endswith("Z")
     return datetime.fromisoformat(text)
+
+
+async def test_who_waits_for_a_position_does_not_wait_until_the_projector_has_gathered(
+    service: Service, api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does who waits for the end of a task: it is told of at once, with all that came before."""
+    monkeypatch.setattr("projector.runner.QUIET_SECONDS", 60.0)
+    tag = await _tag(service)
+    with following(service.dsn, poll_seconds=60.0) as projector:
+        wait_until(lambda: projector.status().ready, "it follows")
+        task = await service.create()
+        found = await _get(api, f"/tasks/{task.id}", min_position=f"{task.position}.{tag}")
+        assert found["status"] == "queued"
+
+        last = await service.create()
+        ending = asyncio.create_task(
+            _get(api, f"/tasks/{last.id}", min_position=f"{last.position}.{tag}", wait_seconds=30)
+        )
+        await service.execute(last.id, StartTask(holder="h", worker="w"))
+        assert projector.status().checkpoint == task.position
+        await service.execute(last.id, CompleteTask(attempt=1, result={}, duration=0.0))
+        assert (await ending)["status"] == "completed"
 
 
 async def test_a_queued_task_has_every_field(service: Service, api: httpx.AsyncClient) -> None:

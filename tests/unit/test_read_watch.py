@@ -20,6 +20,7 @@ class Model:
         self.checkpoint = 0
         self.settled: set[UUID] = set()
         self.looks = 0
+        self.wanted: list[str] = []
         self.down = False
 
     async def fetch(self, _: str, parameters: dict[str, Any]) -> tuple[Snapshot, list[dict[str, Any]]]:
@@ -28,6 +29,13 @@ class Model:
             raise StoreUnavailable("gone")
         rows = [{"id": task_id} for task_id in parameters["ids"] if task_id in self.settled]
         return Snapshot(self.checkpoint, "tag"), rows
+
+    async def read(self, _: str, parameters: dict[str, Any]) -> list[dict[str, Any]]:
+        await asyncio.sleep(0)
+        if self.down:
+            raise StoreUnavailable("gone")
+        self.wanted.append(parameters["position"])
+        return []
 
 
 async def _refuse() -> NoReturn:
@@ -67,6 +75,24 @@ async def test_a_wait_ends_at_its_deadline_and_leaves_nothing_behind(watch: Read
     await watch.reached(5, seen=0, deadline=after(0.01))
     await watch.settled(uuid4(), seen=0, deadline=after(0.01))
     assert watch.waiting == 0
+
+
+async def test_what_is_wanted_is_said_once_for_all_who_come_meanwhile(
+    model: Model, watch: ReadWatch
+) -> None:
+    positions = (5, 7, 6, 7)
+    await asyncio.gather(*(watch.reached(p, seen=0, deadline=after(0.05)) for p in positions))
+    await watch.reached(6, seen=0, deadline=after(0.01))
+    await watch.reached(9, seen=0, deadline=after(0.01), hurry=False)
+    assert model.wanted == ["7"]
+
+
+async def test_a_hint_that_cannot_be_given_is_no_error(model: Model, watch: ReadWatch) -> None:
+    model.down = True
+    await watch.reached(5, seen=0, deadline=after(0.05))
+    model.down = False
+    await watch.reached(6, seen=0, deadline=after(0.05))
+    assert model.wanted == ["6"]
 
 
 async def test_a_look_that_fails_wakes_nobody(
