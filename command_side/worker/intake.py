@@ -101,6 +101,7 @@ class Intake:
         self._database_outage.over()
         self._pauses = pauses()
         self._hand_on(started)
+        await asyncio.sleep(0)  # handlers begin first
         await self._consumer.settle(started.settled)
 
     def _hand_on(self, started: Started) -> None:
