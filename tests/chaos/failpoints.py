@@ -88,7 +88,10 @@ FAILPOINTS: Final[Mapping[str, Failpoint]] = {
         "command_side.worker.starter:Starter.start", "before", _WORKER, _given
     ),
     "worker-after-start-before-ack": Failpoint(
-        "command_side.worker.consumer:Consumer.settle", "before", _WORKER, _given
+        "command_side.worker.intake:Intake._hand_on",
+        "before",
+        _WORKER,
+        lambda a, _: bool(a[1].attempts),
     ),
     "worker-after-ack": Failpoint("command_side.worker.consumer:Consumer.settle", "after", _WORKER, _given),
     "worker-after-effect-before-complete": Failpoint(

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from signal import SIGKILL
 from typing import Final
 
 from tests.chaos.cluster import Cluster
@@ -86,9 +87,15 @@ def _ready(world: World, kind: str) -> str:
     return name
 
 
-def terminate(kind: str, world: World) -> str:
+def _told_to_stop(kind: str, world: World) -> tuple[str, int | None]:
     name = _ready(world, kind)
-    code = world.cluster.terminate(name, within=20)
+    return name, world.cluster.terminate(name, within=20)
+
+
+def terminate(kind: str, world: World) -> str:
+    name, code = _told_to_stop(kind, world)
+    if code == -SIGKILL and kind == "worker":  # a poison task was faster than we were: no answer
+        name, code = _told_to_stop(kind, world)
     if code != 0:
         raise AssertionError(f"{name} ended with {code} after SIGTERM:\n{world.cluster.said(name)[-2000:]}")
     return name
