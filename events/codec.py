@@ -16,8 +16,9 @@ from events.plain import plain_record
 from events.queue_events import QueueEvent
 from events.records import ENVELOPE, METADATA, EventRecord, defaults_of, known_record
 from events.task_events import TaskEvent
+from events.webhook_events import WebhookEvent
 
-RECORD_FAMILIES = (TaskEvent, QueueEvent)
+RECORD_FAMILIES = (TaskEvent, QueueEvent, WebhookEvent)
 """Whatever is in the log belongs to one of them; to import their modules is to register the topics."""
 
 

@@ -10,7 +10,16 @@ from uuid_utils.compat import uuid7
 
 from events.tenants import DEFAULT_TENANT
 
-__all__ = ["DEFAULT_TENANT", "as_uuid", "new_task_id", "new_uid", "parse_task_id", "queue_id"]
+__all__ = [
+    "DEFAULT_TENANT",
+    "as_uuid",
+    "new_task_id",
+    "new_uid",
+    "new_webhook_id",
+    "parse_id",
+    "parse_task_id",
+    "queue_id",
+]
 
 _QUEUE_NAMESPACE = UUID("6f0d6a1c-5a54-5c37-9a3e-0e6f7a2b9c11")
 """Fixed for ever: ids of queue aggregates in every stored log derive from it."""
@@ -21,6 +30,10 @@ _CANONICAL_LENGTH = 36
 
 def new_task_id() -> UUID:
     """A UUIDv7: ids rise with time, so the log's index grows at its right edge only."""
+    return uuid7()
+
+
+def new_webhook_id() -> UUID:
     return uuid7()
 
 
@@ -56,15 +69,18 @@ _UID_LENGTH: Final = 16
 _uids: Final = _Uids()
 
 
-def parse_task_id(text: str) -> UUID | None:
+def parse_id(text: str) -> UUID | None:
     """The id for its one canonical spelling (lower case, hyphens), else None."""
     if len(text) != _CANONICAL_LENGTH:
         return None
     try:
-        task_id = UUID(text)
+        found = UUID(text)
     except ValueError:
         return None
-    return task_id if str(task_id) == text else None
+    return found if str(found) == text else None
+
+
+parse_task_id = parse_id
 
 
 def as_uuid(value: UUID | str) -> UUID:

@@ -21,6 +21,15 @@ from events.task_events import (
     TaskRequeued,
     TaskStarted,
 )
+from events.webhook_events import (
+    WebhookCreated,
+    WebhookDeleted,
+    WebhookDisabled,
+    WebhookEnabled,
+    WebhookRedeliveryRequested,
+    WebhookSecretRotated,
+    WebhookTested,
+)
 
 TASK: Final = UUID("0199d1a0-7c1e-7abc-8def-0123456789ab")
 UID: Final = "dGFza2xlZGdlcjAx"
@@ -43,7 +52,7 @@ def _traced(version: int) -> dict[str, Any]:
 
 
 def _both(cls: type[EventRecord], required: dict[str, Any], **optional: Any) -> dict[str, EventRecord]:
-    version = 1 if cls in {TaskCreated, QueuePaused} else 2
+    version = 1 if cls in {TaskCreated, QueuePaused, WebhookCreated} else 2
     return {
         "full": cls(**_traced(version), **required, **optional),
         "minimal": cls(**envelope(version), **required),
@@ -52,6 +61,7 @@ def _both(cls: type[EventRecord], required: dict[str, Any], **optional: Any) -> 
 
 _BY: Final = {"by": "key:ops", "reason": "maintenance – until noon"}
 _QUEUE: Final = {"tenant": "acme", "queue": "slow"}
+_TENANT: Final = {"tenant": "acme"}
 
 RECORDS: Final[dict[tuple[type[EventRecord], int], dict[str, EventRecord]]] = {
     (TaskCreated, 1): _both(
@@ -87,5 +97,27 @@ RECORDS: Final[dict[tuple[type[EventRecord], int], dict[str, EventRecord]]] = {
     (TaskDiscarded, 1): _both(TaskDiscarded, {}, **_BY),
     (QueuePaused, 1): _both(QueuePaused, _QUEUE, **_BY),
     (QueueResumed, 1): _both(QueueResumed, _QUEUE, **_BY),
+    (WebhookCreated, 1): _both(
+        WebhookCreated,
+        {
+            **_TENANT,
+            "url": "https://example.com/hooks?of=tasks",
+            "types": ("TaskCompleted", "TaskDeadLettered"),
+        },
+        **_BY,
+        kinds=("sum",),
+        queues=("slow", "default"),
+        tags=("eu-west.1",),
+        description="the ledger of our shop",
+        after=41,
+    ),
+    (WebhookDeleted, 1): _both(WebhookDeleted, _TENANT, **_BY),
+    (WebhookDisabled, 1): _both(WebhookDisabled, {**_TENANT, "cause": "gone"}, **_BY),
+    (WebhookEnabled, 1): _both(WebhookEnabled, _TENANT, **_BY),
+    (WebhookSecretRotated, 1): _both(WebhookSecretRotated, _TENANT, **_BY),
+    (WebhookTested, 1): _both(WebhookTested, _TENANT, **_BY),
+    (WebhookRedeliveryRequested, 1): _both(
+        WebhookRedeliveryRequested, _TENANT, **_BY, dead=True, after=41, upto=43
+    ),
 }
 """By class and stored version: what each golden file must decode to, by the names of its entries."""
