@@ -2,12 +2,10 @@
 
 import asyncio
 import contextlib
-import signal
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Final
 
-import psycopg
 import uvloop
 from redis.asyncio import Redis
 
@@ -15,28 +13,27 @@ from command_side.clock import DatabaseClock
 from command_side.dispatcher.holes import HoleFinder
 from command_side.dispatcher.listener import listen
 from command_side.dispatcher.relay import Relay, take_up
-from command_side.dispatcher.status import DispatcherStatus, Outage
+from command_side.dispatcher.status import DispatcherStatus
 from command_side.dispatcher.store import OutstandingStore
 from command_side.dispatcher.sweeper import Pace, Sweeper
 from command_side.dispatcher.told import Told
 from command_side.service import CommandService
+from command_side.terms import Outage, TermOver, end_of_term, until_told_to_stop, wait_for_schema
 from events.codec import EventMapper
 from events.errors import CheckpointConflict, LogRewound, SchemaNotReady, Unavailable
 from events.group_commit import GroupCommit
-from events.migrate import check_schema
 from events.postgres_log import PostgresLog
 from taskledger.health import Health, Heartbeat, health_server
 from taskledger.leader import Leader, leader_connect, leadership
 from taskledger.lifecycle import spare_collector
 from taskledger.metrics import CHECKPOINT, LAG
-from taskledger.postgres import connect, connect_sync, make_pool
+from taskledger.postgres import connect, make_pool
 from taskledger.redis import make_redis
 from taskledger.settings import Settings
 from taskledger.telemetry import get_logger
 
 LOCK: Final = 7311461898373
 NAME: Final = "dispatcher"
-TICK_SECONDS: Final = 0.5
 
 _logger = get_logger(__name__)
 
@@ -50,24 +47,7 @@ def run(settings: Settings) -> None:
 
     spare_collector()
     with health_server(settings.health, health):
-        uvloop.run(_run(settings, status, heartbeat))
-
-
-async def _run(settings: Settings, status: DispatcherStatus, heartbeat: Heartbeat) -> None:
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    ticking = asyncio.create_task(_tick(heartbeat), name="heartbeat")
-    try:
-        await serve(settings, stop, status)
-    finally:
-        ticking.cancel()
-
-
-async def _tick(heartbeat: Heartbeat) -> None:
-    while True:
-        heartbeat.tick()
-        await asyncio.sleep(TICK_SECONDS)
+        uvloop.run(until_told_to_stop(lambda stop: serve(settings, stop, status), heartbeat))
 
 
 async def serve(
@@ -81,7 +61,7 @@ async def serve(
     status = status or DispatcherStatus()
     dsn, redis_url = settings.require_postgres(), settings.require_redis()
     pace = pace or Pace(lease=settings.lease_seconds, hole_patience=settings.lease_seconds)
-    if not await _wait_for_schema(dsn, stop, status):
+    if not await wait_for_schema(dsn, stop, status, name=NAME):
         return
 
     def waiting(reason: str, database_away: bool) -> None:
@@ -132,10 +112,6 @@ async def _parts(
             await redis.aclose()
 
 
-class _TermOver(Exception):  # noqa: N818  an end, not an error
-    """The leader was told to stop, or leads no more."""
-
-
 async def _lead(parts: _Parts, leader: Leader, stop: asyncio.Event) -> None:
     """One term of leadership. Returns when it is over for whatever reason; defects are raised."""
     status = parts.status
@@ -143,9 +119,9 @@ async def _lead(parts: _Parts, leader: Leader, stop: asyncio.Event) -> None:
     _logger.info("leading")
     try:
         async with asyncio.TaskGroup() as group:
-            group.create_task(_end_of_term(leader, stop), name="term")
+            group.create_task(end_of_term(leader, stop), name="term")
             group.create_task(_work(parts, group), name="work")
-    except* _TermOver:
+    except* TermOver:
         pass
     except* CheckpointConflict as conflict:
         _logger.warning("another dispatcher leads", reason=str(conflict.exceptions[0]))
@@ -157,16 +133,6 @@ async def _lead(parts: _Parts, leader: Leader, stop: asyncio.Event) -> None:
         CHECKPOINT.clear()
         LAG.clear()
         _logger.info("no longer leading")
-
-
-async def _end_of_term(leader: Leader, stop: asyncio.Event) -> None:
-    waits = [asyncio.create_task(event.wait()) for event in (leader.lost, stop)]
-    try:
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for wait in waits:
-            wait.cancel()
-    raise _TermOver
 
 
 async def _work(parts: _Parts, group: asyncio.TaskGroup) -> None:
@@ -215,24 +181,3 @@ async def _take_up(parts: _Parts) -> tuple[Relay, Sweeper, Told]:
         want=relay.want,
     )
     return relay, sweeper, told
-
-
-async def _wait_for_schema(dsn: str, stop: asyncio.Event, status: DispatcherStatus) -> bool:
-    """Whether the database is there and migrated; False if `stop` came first."""
-    outage = Outage("postgres", status)
-    while not stop.is_set():
-        try:
-            await asyncio.to_thread(_check_schema, dsn)
-        except (psycopg.OperationalError, SchemaNotReady) as error:
-            reason = str(error) if isinstance(error, SchemaNotReady) else "PostgreSQL does not answer"
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), outage.goes_on(reason))
-        else:
-            outage.is_over()
-            return True
-    return False
-
-
-def _check_schema(dsn: str) -> None:
-    with connect_sync(dsn, name=NAME) as connection:
-        check_schema(connection)

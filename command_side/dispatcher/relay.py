@@ -36,9 +36,10 @@ from command_side.dispatcher.outstanding import (
 )
 from command_side.dispatcher.overlay import Overlay
 from command_side.dispatcher.publisher import Publisher
-from command_side.dispatcher.status import DispatcherStatus, Outage
+from command_side.dispatcher.status import DispatcherStatus
 from command_side.dispatcher.store import Identity, OutstandingStore
 from command_side.dispatcher.told import Told
+from command_side.terms import Outage
 from events.append import RecordedEvent
 from events.codec import EventMapper
 from events.deadline import until

@@ -17,9 +17,10 @@ from command_side.clock import DatabaseClock
 from command_side.commands import FailTask, QueueDue, TaskCommand
 from command_side.dispatcher.holes import HoleFinder
 from command_side.dispatcher.leases import HolderWatch
-from command_side.dispatcher.status import DispatcherStatus, Outage
+from command_side.dispatcher.status import DispatcherStatus
 from command_side.dispatcher.store import OutstandingStore
 from command_side.service import Applied, CommandService
+from command_side.terms import Outage
 from events.errors import LogError, Overloaded, SchemaNotReady, TaskledgerError, Unavailable
 from events.task_events import TaskError
 from taskledger.metrics import ATTEMPTS_TAKEN_OVER
