@@ -7,7 +7,11 @@ CommandRejected
 ├── UnknownKind           422  no registered handler and no external kind has this name
 ├── MalformedKey          400  what should be an idempotency key is none
 ├── IdempotencyKeyReused  422  the key came before with another request
-└── InvalidCommand        422  well-formed, but not something the service can store or do
+├── InvalidCommand        422  well-formed, but not something the service can store or do
+├── WebhookNotFound       404  no webhook has this id
+├── WebhookUrlNotAllowed  422  nothing may be sent there
+├── TooManyWebhooks       409  as many as there may be exist
+└── WebhooksNotConfigured 501  there is no secret to sign with
 """
 
 from dataclasses import dataclass
@@ -80,3 +84,41 @@ class InvalidCommand(CommandRejected):
     def __init__(self, detail: str, violations: tuple[Violation, ...] = ()) -> None:
         super().__init__(detail)
         self.violations = violations
+
+
+class WebhookNotFound(CommandRejected):
+    code = "webhook_not_found"
+    status = 404
+
+    def __init__(self) -> None:
+        super().__init__("there is no webhook with this id")
+
+
+class WebhookUrlNotAllowed(CommandRejected):
+    """`reason` says what the URL must be, and repeats nothing of it."""
+
+    code = "webhook_url_not_allowed"
+    status = 422
+
+    def __init__(self, reason: str) -> None:
+        super().__init__("nothing may be sent to this URL")
+        self.reason = reason
+        self.violations = (Violation("/url", reason),)
+
+
+class TooManyWebhooks(CommandRejected):
+    code = "too_many_webhooks"
+    status = 409
+
+    def __init__(self, most: int) -> None:
+        super().__init__(f"there are {most} webhooks already; delete one first")
+
+
+class WebhooksNotConfigured(CommandRejected):
+    code = "webhooks_not_configured"
+    status = 501
+
+    def __init__(self) -> None:
+        super().__init__(
+            "webhooks want a secret to sign with: TASKLEDGER__WEBHOOKS__SECRET_FILE is not set"
+        )

@@ -24,6 +24,7 @@ SIDES: Final = {
     "dispatcher": "command_side.dispatcher.main",
     "worker": "command_side.worker.main",
     "projector": "projector.main",
+    "webhooks": "command_side.webhooks.main",
 }
 """Process -> the module whose `run(settings)` it is."""
 
@@ -97,6 +98,12 @@ def worker() -> None:
 def projector() -> None:
     """Keep the read tables. One leads, others stand by."""
     _run("projector")
+
+
+@app.command()
+def webhooks() -> None:
+    """Tell others over HTTP what happened to tasks. One leads, others stand by."""
+    _run("webhooks")
 
 
 @app.command()

@@ -23,7 +23,7 @@ CHECKPOINT: Final = Gauge(
     registry=REGISTRY,
 )
 """Followers: `tasks/<generation>` of the projector; of the dispatcher `outstanding`, its fold, and
-`relay`, what it has published to Redis."""
+`relay`, what it has published to Redis; `webhooks`, what it has set to be delivered."""
 LAG: Final = Gauge(
     "taskledger_lag_events",
     "Events in the log beyond that position.",
@@ -55,6 +55,22 @@ LEASES_LOST: Final = Counter(
 ATTEMPTS_TAKEN_OVER: Final = Counter(
     "taskledger_attempts_taken_over",
     "Running attempts that the sweeper ended because their holder was silent for its lease.",
+    registry=REGISTRY,
+)
+WEBHOOK_ATTEMPTS: Final = Counter(
+    "taskledger_webhook_attempts",
+    "Attempts to deliver an event to a webhook, by what came of it: `delivered`, or why not.",
+    ["outcome"],
+    registry=REGISTRY,
+)
+WEBHOOK_DEAD: Final = Counter(
+    "taskledger_webhook_deliveries_dead",
+    "Deliveries that were given up.",
+    registry=REGISTRY,
+)
+WEBHOOKS_DISABLED: Final = Counter(
+    "taskledger_webhooks_disabled",
+    "Webhooks that were disabled because their endpoint is gone, or failed for days.",
     registry=REGISTRY,
 )
 REFUSALS: Final = Counter(

@@ -5,6 +5,7 @@ from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from secrets import token_urlsafe
 from typing import Final
 
 from taskledger.addresses import POSTGRES, REDIS, address_file, as_text
@@ -87,3 +88,13 @@ def only_one(data_dir: Path) -> Generator[None]:
         yield
     finally:
         release_lock(lock)
+
+
+def webhook_secret(data_dir: Path) -> Path:
+    """The file with the secret that webhooks are signed with; made, readable by us alone, if there is
+    none. To delete it is to change what every receiver knows. Raises EmbeddedServerError."""
+    path = (data_dir / "webhooks.secret").absolute()
+    with told_in_one_line(path):
+        if not path.exists():
+            write_private(path, token_urlsafe(32))
+    return path

@@ -7,6 +7,7 @@ import os
 import re
 import socket
 from collections.abc import Iterable
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import quote, urlsplit, urlunsplit
@@ -22,6 +23,8 @@ from events.errors import ConfigurationError
 
 PREFIX: Final = "TASKLEDGER__"
 ENV_FILE: Final = ".env"
+SHORTEST_SECRET: Final = 32
+"""Characters: 128 bits, where they are hexadecimal digits."""
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_.-]{0,63}$")]
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -63,6 +66,14 @@ class QueryApiSettings(_Section):
     cursor_secret: SecretStr | None = None
     """Signs list cursors. None: derived from the log's tag, which is enough on one trusted network."""
 
+    @property
+    def url(self) -> str:
+        """Without a slash at its end."""
+        if self.public_url is not None:
+            return self.public_url.rstrip("/")
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
+
 
 class HttpSettings(_Section):
     """Of both APIs."""
@@ -82,8 +93,33 @@ class WorkerSettings(_Section):
     name: str = Field(default_factory=socket.gethostname)
 
 
+class WebhookSettings(_Section):
+    secret: SecretStr | None = None
+    """From which each webhook's own is derived. None: there are no webhooks."""
+    secret_file: Path | None = None
+    previous_secret: SecretStr | None = None
+    """The one before, while it is exchanged: everything is signed with both."""
+    previous_secret_file: Path | None = None
+    allowed_networks: tuple[IPv4Network | IPv6Network, ...] = ()
+    """That are not public and yet may be sent to, at any port, by plain http, too."""
+    allowed_ports: tuple[Port, ...] = (443, 8443)
+    """Of public addresses."""
+    ca_file: Path | None = None
+    """Certificates of authorities that are trusted beside the usual ones."""
+    concurrency: int = Field(default=8, ge=1, le=64)
+    """Requests under way to one webhook's endpoint."""
+    timeout_seconds: float = Field(default=15.0, gt=0, le=60)
+    """Of one request, from the look-up of its host to its status line."""
+    max_attempts: int = Field(default=20, ge=1, le=100)
+    retry_base_seconds: float = Field(default=5.0, gt=0)
+    retry_cap_seconds: float = Field(default=6 * 3600.0, gt=0)
+    disable_after_hours: float = Field(default=120.0, gt=0)
+    """Of failures without a success."""
+    max_result_bytes: int = Field(default=64 * 1024, ge=0, le=1024 * 1024)
+
+
 class HealthSettings(_Section):
-    """Of the processes that have no API: dispatcher, worker, projector."""
+    """Of the processes that have no API: dispatcher, worker, projector, webhooks."""
 
     host: str = "127.0.0.1"
     port: Port = 0
@@ -115,6 +151,7 @@ class Settings(BaseSettings):
     http: HttpSettings = HttpSettings()
     worker: WorkerSettings = WorkerSettings()
     health: HealthSettings = HealthSettings()
+    webhooks: WebhookSettings = WebhookSettings()
     handlers: tuple[str, ...] = ("examples.handlers",)
     """Modules whose import registers kinds; workers and both APIs load them."""
     external_kinds: dict[Name, ExternalKind] = {}
@@ -147,6 +184,27 @@ class Settings(BaseSettings):
             )
         password = _secret(f"{PREFIX}REDIS__PASSWORD_FILE", self.redis.password_file)
         return _redis_url(self.redis.url.get_secret_value(), password)
+
+    def webhook_secrets(self) -> tuple[bytes, ...]:
+        """The present one and, while it is exchanged, the one before; empty where there is none. Raises
+        ConfigurationError for a file that cannot be read, or a secret that can be guessed."""
+        hooks = self.webhooks
+        given = (
+            ("SECRET", hooks.secret, hooks.secret_file),
+            ("PREVIOUS_SECRET", hooks.previous_secret, hooks.previous_secret_file),
+        )
+        found: list[bytes] = []
+        for name, value, file in given:
+            setting = f"{PREFIX}WEBHOOKS__{name}"
+            text = _secret(f"{setting}_FILE", file) or (value.get_secret_value() if value else None)
+            if text is None:
+                continue
+            if len(text) < SHORTEST_SECRET:
+                raise ConfigurationError(f"{setting}: should be {SHORTEST_SECRET} characters or more")
+            found.append(text.encode())
+        if found and hooks.secret is None and hooks.secret_file is None:
+            raise ConfigurationError(f"{PREFIX}WEBHOOKS__PREVIOUS_SECRET wants one that follows it")
+        return tuple(found)
 
 
 def load_settings() -> Settings:

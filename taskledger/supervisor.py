@@ -28,7 +28,7 @@ from taskledger.children import Child, Ended
 from taskledger.database import await_redis, migrate_when_reachable
 from taskledger.health import ask
 from taskledger.lifecycle import EXIT_REFUSED
-from taskledger.servers import Servers, only_one
+from taskledger.servers import Servers, only_one, webhook_secret
 from taskledger.settings import Settings
 from taskledger.telemetry import get_logger
 
@@ -66,6 +66,7 @@ class Supervisor:
         # The only queue whose put() may be called from a signal handler.
         self._mailbox: SimpleQueue[_Message] = SimpleQueue()
         self._output = threading.Lock()
+        self._has_webhooks = False
         self._json = settings.log_format == "json" or (
             settings.log_format == "auto" and not sys.stderr.isatty()
         )
@@ -109,6 +110,7 @@ class Supervisor:
             "command-api": ports.url(self._settings.command_api.host, chosen["COMMAND_API"]),
             "query-api": ports.url(self._settings.query_api.host, chosen["QUERY_API"]),
         }
+        found |= self._webhook_secret()
         env = {**os.environ, **found, **self._child_settings(chosen, urls["query-api"])}
         self._children = [self._child(label, command, env) for label, command in self._plan()]
         for child in self._children:
@@ -123,12 +125,25 @@ class Supervisor:
         await_redis(redis_url, patience_seconds=REACH_SECONDS)
         _logger.info("database is migrated", revision=revision)
 
+    def _webhook_secret(self) -> dict[str, str]:
+        """The setting that names a secret of our own, made at the first start, if none is given. On
+        servers that are not ours there is no folder of ours to keep one in: then there are no webhooks."""
+        self._has_webhooks = bool(self._settings.webhook_secrets())
+        if self._has_webhooks or not self._servers.names:
+            return {}
+        self._has_webhooks = True
+        return {"TASKLEDGER__WEBHOOKS__SECRET_FILE": str(webhook_secret(self._settings.data_dir))}
+
     def _plan(self) -> list[tuple[str, str]]:
         """Label and command of each process."""
         several = self._workers > 1
         workers = [f"worker-{i + 1}" if several else "worker" for i in range(self._workers)]
-        singles = ("command-api", "query-api", "dispatcher", "projector")
-        return [*((name, name) for name in singles), *((label, "worker") for label in workers)]
+        singles = ["command-api", "query-api", "dispatcher", "projector"]
+        return [
+            *((name, name) for name in singles),
+            *((label, "worker") for label in workers),
+            *([("webhooks", "webhooks")] if self._has_webhooks else []),
+        ]
 
     def _child_settings(self, chosen: dict[str, int], query_url: str) -> dict[str, str]:
         found = {f"TASKLEDGER__{section}__PORT": str(port) for section, port in chosen.items()}
@@ -205,7 +220,7 @@ class Supervisor:
 
     def _stop(self) -> None:
         forced = False
-        for stage in (("command-api", "query-api"), ("worker",), ("projector", "dispatcher")):
+        for stage in (("command-api", "query-api"), ("worker",), ("projector", "dispatcher", "webhooks")):
             patience = PATIENCE_SECONDS + (
                 self._settings.worker.drain_seconds if stage == ("worker",) else 0
             )

@@ -48,6 +48,8 @@ def _quieten_libraries() -> None:
     # A line for each migration, and four for each start and stop, say nothing that we do not.
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    # It tells of addresses and headers, which are a webhook's and nobody else's.
+    logging.getLogger("httpcore").setLevel(logging.WARNING)
 
 
 def _for_people() -> list[Any]:

@@ -74,7 +74,8 @@ def processes(folder: Path, env: Mapping[str, str]) -> Generator[dict[str, list[
 
 
 def run_the_examples(dsn: str, url: str, folder: Path) -> None:
-    env = {**addresses(dsn, url), "TASKLEDGER__LEASE_SECONDS": "2"}
+    secret = {"TASKLEDGER__WEBHOOKS__SECRET": "s" * 32}
+    env = {**addresses(dsn, url), **secret, "TASKLEDGER__LEASE_SECONDS": "2"}
     assert finished("migrate", folder=folder, **env).startswith("the database is at revision")
     with processes(folder, env) as started:
         commands, queries = started["command-api"], started["query-api"]
@@ -85,7 +86,7 @@ def run_the_examples(dsn: str, url: str, folder: Path) -> None:
         location = shell(f"{create} {body}", folder=folder).replace(queries[0].url, queries[1].url)
         assert get(f"{location}&wait_seconds=30")["result"] == {"sum": 2}
         assert sum(ask(f"{worker.url}/health/live") is None for worker in started["worker"]) == 1
-        for process in (*started["dispatcher"], *started["projector"]):
+        for process in (*started["dispatcher"], *started["projector"], *started["webhooks"]):
             assert ask(f"{process.url}/health/live") is None
     assert finished("rebuild", folder=folder, **env)
     assert finished("verify", folder=folder, **env).endswith(": no difference")
