@@ -3,6 +3,7 @@
 TaskledgerError
 └── QueryRejected
     ├── TaskNotFound       404  no task has this id, or had it at the time asked for
+    ├── WebhookNotFound    404  no webhook has this id
     ├── MalformedCursor    400  not a cursor of this list, of these filters, of this log
     └── InvalidQuery       422  well-formed, but asks for something that cannot be
 """
@@ -25,6 +26,14 @@ class TaskNotFound(QueryRejected):
 
     def __init__(self) -> None:
         super().__init__("there is no task with this id")
+
+
+class WebhookNotFound(QueryRejected):
+    code = "webhook_not_found"
+    status = 404
+
+    def __init__(self) -> None:
+        super().__init__("there is no webhook with this id")
 
 
 class MalformedCursor(QueryRejected):

@@ -10,7 +10,7 @@ from fastapi import FastAPI
 
 from command_side.api import openapi
 from command_side.api.claims import Claims
-from command_side.api.context import Api
+from command_side.api.context import Api, Webhooks
 from command_side.api.database import Database
 from command_side.api.entries import Entries
 from command_side.api.kinds import Kinds
@@ -19,8 +19,12 @@ from command_side.api.queues import QueueRoutes
 from command_side.api.schemas import REQUESTS
 from command_side.api.submit import SubmitRoutes
 from command_side.api.tasks import TaskRoutes
+from command_side.api.webhooks import WebhookRoutes
 from command_side.clock import DatabaseClock
 from command_side.service import CommandService
+from command_side.webhooks.resolver import Guard, Resolve, SystemResolver
+from command_side.webhooks.service import WebhookService
+from command_side.webhooks.targets import Policy
 from events.codec import EventMapper
 from events.errors import BrokerUnavailable, ConfigurationError, Overloaded
 from events.group_commit import GroupCommit
@@ -49,8 +53,9 @@ def run(settings: Settings) -> None:
     )
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings, resolve: Resolve | None = None) -> FastAPI:
     """Connects to nothing before its lifespan begins; then it serves, whether its servers answer or not.
+    `resolve` looks up the hosts of webhooks, the machine's own resolver if it is None.
 
     Raises ConfigurationError for missing DSNs, handlers that cannot be loaded, wrong external kinds.
     """
@@ -75,7 +80,8 @@ def create_app(settings: Settings) -> FastAPI:
         kinds=kinds,
         leases=leases,
         claims=claims,
-        tasks_url=_tasks_url(settings),
+        webhooks=_webhooks(settings, WebhookService(log, commits, EventMapper()), resolve),
+        query_url=settings.query_api.url,
     )
 
     @asynccontextmanager
@@ -107,7 +113,7 @@ def create_app(settings: Settings) -> FastAPI:
         settings,
         submit,
     )
-    for routes in (submit, TaskRoutes(api), QueueRoutes(api)):
+    for routes in (submit, TaskRoutes(api), QueueRoutes(api), WebhookRoutes(api)):
         app.include_router(routes.router())
     add_health(app, database.missing, degraded)
     add_metrics(app)
@@ -137,12 +143,12 @@ def _entries(settings: Settings) -> Entries | None:
     return Entries(redis, consumer, idle_seconds=settings.lease_seconds)
 
 
-def _tasks_url(settings: Settings) -> str:
-    query = settings.query_api
-    if query.public_url is not None:
-        return f"{query.public_url.rstrip('/')}/tasks"
-    host = f"[{query.host}]" if ":" in query.host else query.host
-    return f"http://{host}:{query.port}/tasks"
+def _webhooks(settings: Settings, service: WebhookService, resolve: Resolve | None) -> Webhooks | None:
+    hooks, secrets = settings.webhooks, settings.webhook_secrets()
+    if not secrets:
+        return None
+    policy = Policy(hooks.allowed_networks, frozenset(hooks.allowed_ports))
+    return Webhooks(service, Guard(policy, resolve or SystemResolver()), secrets[0])
 
 
 @asynccontextmanager

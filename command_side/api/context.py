@@ -15,16 +15,27 @@ from command_side.api.database import Database
 from command_side.api.kinds import Kinds
 from command_side.api.leases import Leases
 from command_side.clock import DatabaseClock
-from command_side.errors import TaskNotFound
+from command_side.errors import TaskNotFound, WebhookNotFound
 from command_side.service import CommandService, Origin
+from command_side.webhooks.resolver import Guard
+from command_side.webhooks.service import WebhookService
 from events.deadline import remaining, until
 from events.errors import StoreUnavailable
-from events.ids import parse_task_id
+from events.ids import parse_id, parse_task_id
 from events.task_state import TaskState
 from taskledger.admission import due
 from taskledger.settings import CommandApiSettings
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Webhooks:
+    """Where there is a secret to sign with."""
+
+    service: WebhookService
+    guard: Guard
+    master: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +48,9 @@ class Api:
     leases: Leases
     claims: Claims | None
     """None where no Redis is configured."""
-    tasks_url: str
-    """Of the query API: `<tasks_url>/<id>` is the task."""
+    webhooks: Webhooks | None
+    query_url: str
+    """Of the query API: `<query_url>/tasks/<id>` is the task."""
 
     async def within_budget(self, work: Coroutine[Any, Any, T]) -> T:
         """Raises StoreUnavailable when it takes longer than what is left of the request's time."""
@@ -93,3 +105,11 @@ def task_id_of(text: str) -> UUID:
     if task_id is None:
         raise TaskNotFound
     return task_id
+
+
+def webhook_id_of(text: str) -> UUID:
+    """As task_id_of(). Raises WebhookNotFound."""
+    webhook_id = parse_id(text)
+    if webhook_id is None:
+        raise WebhookNotFound
+    return webhook_id

@@ -9,10 +9,12 @@ from psycopg.rows import TupleRow
 from psycopg_pool import PoolTimeout, TooManyRequests
 
 from command_side.clock import DatabaseClock
+from command_side.webhooks.statements import COUNT
 from events.connections import unavailable
 from events.deadline import after, remaining, within
 from events.errors import LogRewound, SchemaNotReady, StoreUnavailable
 from events.migrate import newest_revision
+from events.statements import HEAD
 from events.witness import LOOK, Witness
 from taskledger.admission import EDGE_SECONDS, due
 from taskledger.postgres import Pool
@@ -93,6 +95,14 @@ class Database:
             await asyncio.wait_for(self._known.wait(), remaining(due()))
         except TimeoutError:
             raise StoreUnavailable(self._trouble or "the database has not answered yet") from None
+
+    async def head(self) -> int:
+        """The log's last position. Raises StoreUnavailable, SchemaNotReady."""
+        return int((await fetch(self._pool, HEAD))[0][0])
+
+    async def webhooks(self, tenant: str) -> int:
+        """How many there are, as far as they are known to the process that delivers."""
+        return int((await fetch(self._pool, COUNT, (tenant,)))[0][0])
 
     async def missing(self) -> list[str]:
         try:

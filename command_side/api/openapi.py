@@ -28,6 +28,7 @@ _MEANING: Final = {
     415: "The body is not application/json",
     422: "Well-formed, but not acceptable; `errors` names the places",
     429: "Too much is waiting; see Retry-After",
+    501: "There is no secret to sign with",
     503: "A server does not answer; see Retry-After",
 }
 _ALWAYS: Final = (400, 408, 413, 415, 422, 429, 503)

@@ -2,14 +2,17 @@
 
 import re
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
+from command_side.webhooks.matching import DEFAULT_TYPES, TASK_TYPES
+from command_side.webhooks.targets import MAX_URL
 from events.task_events import Priority
 from events.task_state import Status
+from events.webhook_events import DisabledCause, WebhookStatus
 
 NAME: Final = r"^[a-z][a-z0-9_.-]{0,63}$"
 MAX_TAGS: Final = 16
@@ -134,6 +137,42 @@ class Because(_Body):
     reason: ShortText | None = None
 
 
+TaskType = Annotated[str, Field(json_schema_extra={"enum": [*sorted(TASK_TYPES)]})]
+Position = Annotated[str, Field(max_length=40, description="`start`, or a position token.")]
+
+
+def _known_types(types: list[str]) -> list[str]:
+    if not TASK_TYPES.issuperset(types):
+        raise PydanticCustomError("unknown_type", "must hold types of task events only, as GET /events has")
+    return types
+
+
+class NewWebhook(_Body):
+    """What is left out leaves nothing out; but for `types`: those after which a task is settled."""
+
+    url: Annotated[str, Field(min_length=1, max_length=MAX_URL)] = Field(
+        description="https, of a host with public addresses, without user name and fragment."
+    )
+    types: Annotated[
+        list[TaskType], Field(min_length=1), AfterValidator(_unique), AfterValidator(_known_types)
+    ] = list(DEFAULT_TYPES)
+    kinds: Annotated[Names, Field(max_length=100)] = Field(default=[], description="Any of them.")
+    queues: Annotated[Names, Field(max_length=100)] = Field(default=[], description="Any of them.")
+    tags: Annotated[Names, Field(max_length=MAX_TAGS)] = Field(
+        default=[], description="The task has all of them."
+    )
+    description: ShortText | None = None
+    after: Position | None = Field(default=None, description="Events above it are sent, too.")
+
+
+class Redelivery(_Body):
+    """One of the three."""
+
+    dead: Literal[True] | None = Field(default=None, description="All that is dead.")
+    after: Position | None = Field(default=None, description="All that it asks for above it.")
+    position: Position | None = Field(default=None, description="This one event.")
+
+
 class TaskAnswer(BaseModel):
     id: UUID
     version: int
@@ -188,4 +227,32 @@ class QueueAnswer(BaseModel):
     position: str
 
 
-REQUESTS: Final = (NewTask, NewTasks, Start, Claim, Completion, Failure, Heartbeat, Because)
+class WebhookAnswer(BaseModel):
+    id: UUID
+    url: str
+    types: list[str]
+    kinds: list[str]
+    queues: list[str]
+    tags: list[str]
+    description: str | None
+    status: WebhookStatus
+    cause: DisabledCause | None
+    position: str = Field(description="Token for `min_position` on the query API.")
+
+
+class WebhookSecretAnswer(WebhookAnswer):
+    secret: str = Field(description="Signs what is sent. Shown this once.")
+
+
+REQUESTS: Final = (
+    NewTask,
+    NewTasks,
+    Start,
+    Claim,
+    Completion,
+    Failure,
+    Heartbeat,
+    Because,
+    NewWebhook,
+    Redelivery,
+)

@@ -63,7 +63,9 @@ class SubmitRoutes:
         with until(due()):
             created = await api.service.create(commands, origin(request), keyed(key, "create", value))
         task = created.tasks[0]
-        headers = {"Location": f"{api.tasks_url}/{task.id}?min_position={api.token(created.position)}"}
+        headers = {
+            "Location": f"{api.query_url}/tasks/{task.id}?min_position={api.token(created.position)}"
+        }
         if created.replayed:
             headers["Idempotent-Replayed"] = "true"
         return json_response(api.answer(task, created.position), status=201, headers=headers)

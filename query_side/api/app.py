@@ -13,11 +13,13 @@ from events.migrate import newest_revision
 from events.witness import LOOK, Witness
 from query_side.api.overview_routes import overview_routes
 from query_side.api.task_routes import task_routes
+from query_side.api.webhook_routes import webhook_routes
 from query_side.history import History
 from query_side.overview import Overview, kinds
 from query_side.read_model import ReadModel, statement
 from query_side.tasks import Tasks
 from query_side.watch import ReadWatch
+from query_side.webhooks import Webhooks
 from taskledger.http import NO_TELEMETRY, PROBLEMS, install, on_stopping, serve
 from taskledger.operator_routes import add_docs, add_health, add_metrics
 from taskledger.postgres import SESSION, WAITING_PER_CONNECTION, connect, make_pool
@@ -71,6 +73,7 @@ def create_app(settings: Settings, registry: Registry | None = None) -> FastAPI:
     install(app, settings.http)
     on_stopping(app, watch.close)
     app.include_router(task_routes(tasks, History(model)))
+    app.include_router(webhook_routes(Webhooks(model)))
     app.include_router(overview_routes(Overview(model), kinds(registry, settings.external_kinds)))
     asking = ReadModel(pool, budget_seconds=_READY_SECONDS)
     witness = Witness()

@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from events.task_events import Priority, TaskError
 from events.task_state import Status
+from events.webhook_events import DisabledCause
 
 
 class Progress(BaseModel):
@@ -126,3 +127,65 @@ class Worker(BaseModel):
 
 class Workers(BaseModel):
     workers: list[Worker]
+
+
+class Webhook(BaseModel):
+    id: UUID
+    url: str
+    types: list[str]
+    kinds: list[str]
+    queues: list[str]
+    tags: list[str]
+    description: str | None
+    status: Literal["enabled", "disabled"]
+    cause: DisabledCause | None
+    """Why it is disabled."""
+    version: int
+    position: str
+    created_at: datetime
+    changed_at: datetime
+    rotated_at: datetime | None
+    pending: int
+    """Deliveries that wait, counted up to 10,000; so are the dead ones."""
+    dead: int
+    oldest_pending_seconds: float | None
+    replaying: bool
+    """Earlier events are being set to be sent again."""
+    lag: int
+    """Events that nobody has looked at yet, whether they are asked for or not."""
+    failures: int
+    """In a row."""
+    failing_since: datetime | None
+    paused_until: datetime | None
+    last_attempt_at: datetime | None
+    last_success_at: datetime | None
+    last_status: int | None
+    last_error: str | None
+
+
+class Webhooks(BaseModel):
+    webhooks: list[Webhook]
+
+
+class Delivery(BaseModel):
+    position: str
+    """Of the event; `webhook-id` ends with it."""
+    type: str
+    task_id: UUID | None
+    """null for a test."""
+    status: Literal["pending", "delivered", "dead"]
+    attempt: int
+    """How many there were."""
+    created_at: datetime
+    next_at: datetime | None
+    """Of the next attempt, where there was one."""
+    last_attempt_at: datetime | None
+    settled_at: datetime | None
+    last_status: int | None
+    last_error: str | None
+
+
+class Deliveries(BaseModel):
+    deliveries: list[Delivery]
+    next: str | None
+    """null on the last page; else `before` of the next one."""
