@@ -25,8 +25,10 @@ Failure = Literal[
 """Why an attempt failed, in the few words that are kept of it. not_allowed: the host has got an address to
 which nothing may be sent; unreadable: the task's history holds an event that this release does not know."""
 
-PAUSE: Final = RetryPolicy(base_seconds=1.0, cap_seconds=60.0)
-"""Of an endpoint that failed, before the next delivery of any event is tried there."""
+PAUSE_BASE_SECONDS: Final = 1.0
+PAUSE_CAP_SECONDS: Final = 60.0
+"""Of an endpoint that failed, before the next delivery of any event is tried there; never more than what
+one delivery would wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,13 @@ class Policy:
     max_attempts: int
     disable_after_seconds: float
     """Of failures without one success."""
+
+    @property
+    def pause(self) -> RetryPolicy:
+        return RetryPolicy(
+            base_seconds=min(PAUSE_BASE_SECONDS, self.retry.base_seconds),
+            cap_seconds=min(PAUSE_CAP_SECONDS, self.retry.cap_seconds),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +100,7 @@ def endpoint_after(
     pause = min(asked, policy.retry.cap_seconds)
     if any(answer.failure is None for answer in sent):
         return Endpoint(0, pause, sent[-1])
-    return Endpoint(failures + 1, max(pause, backoff_seconds(PAUSE, failures + 1, jitter)), sent[-1])
+    return Endpoint(failures + 1, max(pause, backoff_seconds(policy.pause, failures + 1, jitter)), sent[-1])
 
 
 def classify(status: int) -> Failure | None:
