@@ -72,6 +72,7 @@ def create_app(settings: Settings, resolve: Resolve | None = None) -> FastAPI:
     leases = Leases(pool, settings.lease_seconds)
     entries = _entries(settings)
     claims = None if entries is None else Claims(service, entries, leases)
+    resolver = SystemResolver()
     api = Api(
         settings=settings.command_api,
         service=service,
@@ -80,7 +81,7 @@ def create_app(settings: Settings, resolve: Resolve | None = None) -> FastAPI:
         kinds=kinds,
         leases=leases,
         claims=claims,
-        webhooks=_webhooks(settings, WebhookService(log, commits, EventMapper()), resolve),
+        webhooks=_webhooks(settings, WebhookService(log, commits, EventMapper()), resolve or resolver),
         query_url=settings.query_api.url,
     )
 
@@ -88,6 +89,7 @@ def create_app(settings: Settings, resolve: Resolve | None = None) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(pool)
+            stack.callback(resolver.close)
             if entries is not None:
                 stack.push_async_callback(entries.close)
             stack.push_async_callback(log.close)
@@ -143,12 +145,12 @@ def _entries(settings: Settings) -> Entries | None:
     return Entries(redis, consumer, idle_seconds=settings.lease_seconds)
 
 
-def _webhooks(settings: Settings, service: WebhookService, resolve: Resolve | None) -> Webhooks | None:
+def _webhooks(settings: Settings, service: WebhookService, resolve: Resolve) -> Webhooks | None:
     hooks, secrets = settings.webhooks, settings.webhook_secrets()
     if not secrets:
         return None
     policy = Policy(hooks.allowed_networks, frozenset(hooks.allowed_ports))
-    return Webhooks(service, Guard(policy, resolve or SystemResolver()), secrets[0])
+    return Webhooks(service, Guard(policy, resolve), secrets[0])
 
 
 @asynccontextmanager

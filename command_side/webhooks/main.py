@@ -28,6 +28,7 @@ from command_side.webhooks.webhook import DisableWebhook
 from events.codec import EventMapper
 from events.errors import (
     CheckpointConflict,
+    ConcurrencyConflict,
     ConfigurationError,
     LogRewound,
     SchemaNotReady,
@@ -254,7 +255,8 @@ class _Endpoints:
         return loop, self._group.create_task(loop.run(), name=f"webhook-{kept.state.id}")
 
     async def _disable(self, webhook: WebhookState, cause: DisabledCause) -> None:
-        with contextlib.suppress(WebhookNotFound):  # deleted meanwhile
+        # Deleted meanwhile, or changed over and over: the next failure comes here again.
+        with contextlib.suppress(WebhookNotFound, ConcurrencyConflict):
             await self._process.service.execute(
                 webhook.id, DisableWebhook(cause), Origin(tenant=webhook.tenant)
             )

@@ -11,7 +11,8 @@ from command_side.webhooks.targets import Address, Policy, Target, literal_addre
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 """Host and port to addresses. Raises OSError."""
 
-RESOLVE_SECONDS: Final = 5.0
+RESOLVE_SECONDS: Final = 3.0
+"""Less than what a request that makes a webhook has."""
 _THREADS: Final = 64
 """A name server that does not answer holds a thread for up to half a minute: there must be some left."""
 

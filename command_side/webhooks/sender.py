@@ -136,7 +136,7 @@ class Sender:
         url = httpcore.URL(
             scheme=target.scheme, host=target.host.encode(), port=target.port, target=target.path.encode()
         )
-        fields = {"Host": target.authority, "Connection": "keep-alive", **headers}
+        fields = {"Host": target.authority, **headers}
         pool = self._pools[target.scheme]
         async with pool.stream(
             "POST",

@@ -1,13 +1,16 @@
 """What a webhook is told, by the process that delivers, over real HTTP."""
 
+import asyncio
 import logging
 import ssl
 import time
 from collections import Counter
 from typing import Any
+from uuid import UUID, uuid4
 
 import pytest
 import trustme
+from eventsourcing.persistence import StoredEvent
 
 from command_side.commands import CancelTask, RequeueTask, StartTask
 from command_side.webhooks.webhook import (
@@ -18,6 +21,7 @@ from command_side.webhooks.webhook import (
     RotateSecret,
     SendTest,
 )
+from events.append import AppendCommand, Appended, StreamAppend
 from taskledger import metrics
 from tests.integration.webhooks import (
     MASTER,
@@ -138,18 +142,24 @@ async def test_what_is_not_2xx_is_sent_again_under_the_same_id(
 
 
 async def test_a_request_that_hangs_ends_at_its_time_and_holds_up_nobody_else(hooks: Hooks) -> None:
+
+    async def slow(_host: str, _port: int) -> list[str]:
+        await asyncio.Event().wait()
+        return []
+
     async with (
         receiver(lambda _: None) as stuck,
         receiver() as well,
-        delivering(hooks.service.dsn, timeout_seconds=1.5),
+        delivering(hooks.service.dsn, timeout_seconds=1.5, resolve=slow),
     ):
+        await hooks.create("https://no-name-server-knows.example.com/")
         await hooks.create(stuck.url)
         await hooks.create(well.url)
         await hooks.many(20)
         await well.has(20)
         assert len(stuck.received) <= 8
         rows = await hooks.rows("status, last_error")
-        assert sum(status == "delivered" for status, _ in rows) >= 12
+        assert len(rows) == 60
         await eventually(lambda: timed_out(hooks), "a timeout", within=30)
         answered = list(well.received)
         await hooks.many(5)
@@ -518,6 +528,51 @@ async def test_without_webhooks_nothing_is_read_but_the_checkpoint_moves(hooks: 
         await hooks.many(10)
         await eventually(lambda: caught_up(hooks), "the follower")
     assert await hooks.rows() == []
+
+
+async def test_an_event_of_a_webhook_that_a_later_release_wrote_stops_it_visibly(hooks: Hooks) -> None:
+    async with receiver() as there, delivering(hooks.service.dsn) as status:
+        webhook = await hooks.create(there.url)
+        await hooks.completed("before")
+        await there.has(1)
+        await _append(hooks, webhook.id, 2, "WebhookEnabled", b'{"class_version":9}')
+        await hooks.completed("after")
+        await eventually(lambda: _halted(status), "it to stand")
+        assert "WebhookEnabled" in status.missing()[0]
+        assert 'taskledger_follower_halted{follower="webhooks"} 1.0' in metrics.exposition()[0].decode()
+    assert len(there.received) == 1
+
+
+async def test_aggregates_and_events_that_nobody_knows_are_passed_over(hooks: Hooks) -> None:
+    async with receiver() as there, delivering(hooks.service.dsn):
+        await hooks.create(there.url)
+        await _append(hooks, uuid4(), 1, "InvoicePaid", b"{}")
+        await _append(hooks, uuid4(), 1, "WebhookTeleported", b"{}")
+        await hooks.completed()
+        await there.has(1)
+
+
+async def test_a_history_that_cannot_be_read_yet_is_tried_again(hooks: Hooks) -> None:
+    unreadable = uuid4()
+    created = b'{"event_uid":"u","kind":"sum","payload":1}'
+    async with receiver() as there, delivering(hooks.service.dsn, max_attempts=3):
+        await hooks.create(there.url)
+        await _append(hooks, unreadable, 1, "TaskCreated", created)
+        await _append(hooks, unreadable, 2, "TaskTeleported", b"{}")
+        await _append(hooks, unreadable, 3, "TaskCompleted", b'{"event_uid":"u","attempt":1}')
+        await hooks.completed()
+        await hooks.become("dead", "delivered")
+    assert await hooks.rows("attempt, last_error") == [(3, "unreadable"), (1, None)]
+
+
+async def _append(hooks: Hooks, stream: UUID, version: int, topic: str, state: bytes) -> None:
+    event = StoredEvent(stream, version, topic, state)
+    outcome = await hooks.service.commits.append(AppendCommand([StreamAppend(stream, [event])]))
+    assert isinstance(outcome, Appended)
+
+
+async def _halted(status: Any) -> bool:
+    return any(line.startswith("log: a release that can apply") for line in status.missing())
 
 
 async def test_it_goes_on_after_the_database_was_away(hooks: Hooks) -> None:
