@@ -11,12 +11,12 @@ from redis.asyncio import Redis
 
 from command_side.clock import DatabaseClock
 from command_side.dispatcher.holes import HoleFinder
-from command_side.dispatcher.listener import listen
 from command_side.dispatcher.relay import Relay, take_up
 from command_side.dispatcher.status import DispatcherStatus
 from command_side.dispatcher.store import OutstandingStore
 from command_side.dispatcher.sweeper import Pace, Sweeper
 from command_side.dispatcher.told import Told
+from command_side.listener import listen
 from command_side.service import CommandService
 from command_side.terms import Outage, TermOver, end_of_term, until_told_to_stop, wait_for_schema
 from events.codec import EventMapper
@@ -137,7 +137,9 @@ async def _lead(parts: _Parts, leader: Leader, stop: asyncio.Event) -> None:
 
 async def _work(parts: _Parts, group: asyncio.TaskGroup) -> None:
     relay, sweeper, told = await _take_up(parts)
-    group.create_task(listen(lambda: connect(parts.dsn, name=f"{NAME}-listen"), told), name="listener")
+    group.create_task(
+        listen(lambda: connect(parts.dsn, name=f"{NAME}-listen"), told.heard), name="listener"
+    )
     group.create_task(relay.run(), name="relay")
     # Until then the rows tell of the past, and most of what they ask for has been done.
     await relay.live.wait()

@@ -18,8 +18,8 @@ class Told:
         self._notices: list[Notice] = []
         self._whole = True
 
-    def heard(self, payload: str) -> None:
-        said = notice.read(payload)
+    def heard(self, payload: str | None) -> None:
+        said = None if payload is None else notice.read(payload)
         if said is None or len(self._notices) >= MOST:
             self.look()
         else:

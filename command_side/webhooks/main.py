@@ -10,8 +10,8 @@ from uuid import UUID
 import psycopg
 import uvloop
 
-from command_side.dispatcher.listener import listen
 from command_side.errors import WebhookNotFound
+from command_side.listener import listen
 from command_side.service import Origin
 from command_side.terms import Outage, TermOver, end_of_term, until_told_to_stop, wait_for_schema
 from command_side.webhooks.delivery import LOADED_AT_ONCE, Parts
@@ -274,8 +274,11 @@ class _Listening:
 
     def set(self, wanted: bool) -> None:
         if wanted and self._task is None:
-            listening = listen(lambda: connect(self._dsn, name=f"{NAME}-listen"), self._wake)
+            listening = listen(lambda: connect(self._dsn, name=f"{NAME}-listen"), self._heard)
             self._task = self._group.create_task(listening, name="listener")
         elif not wanted and self._task is not None:
             self._task.cancel()
             self._task = None
+
+    def _heard(self, _: str | None) -> None:
+        self._wake.set()

@@ -8,7 +8,7 @@ import psycopg
 import pytest
 from redis.asyncio import Redis
 
-from command_side.dispatcher import listener
+from command_side import listener
 from events.errors import StoreUnavailable
 from query_side import watch
 from taskledger.postgres import connect_sync

@@ -21,10 +21,10 @@ from command_side.commands import (
     TaskCommand,
 )
 from command_side.dispatcher import overlay, publisher, relay
-from command_side.dispatcher.listener import listen
 from command_side.dispatcher.outstanding import Changes
 from command_side.dispatcher.relay import Relay, take_up
 from command_side.dispatcher.store import OutstandingStore
+from command_side.listener import listen
 from command_side.service import Origin
 from events.errors import CheckpointConflict, CommandRejected, LogRewound, StoreUnavailable
 from events.ids import new_task_id
@@ -85,7 +85,7 @@ async def lazy(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[R
     told = bench.told[-1]
     running = [
         asyncio.create_task(leading.run()),
-        asyncio.create_task(listen(lambda: connect(bench.service.dsn, name="test-listen"), told)),
+        asyncio.create_task(listen(lambda: connect(bench.service.dsn, name="test-listen"), told.heard)),
     ]
     await eventually(lambda: told_of_the_connection(told), "the listener")
     yield leading

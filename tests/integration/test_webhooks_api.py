@@ -1,6 +1,6 @@
 """Webhooks over both APIs: made, changed, watched; and what is refused."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -64,7 +64,7 @@ class Apis:
 
 
 @asynccontextmanager
-async def both(dsn: str, **hooks: Any) -> AsyncIterator[Apis]:
+async def both(dsn: str, **hooks: Any) -> AsyncGenerator[Apis]:
     settings = command_api.settings_for(dsn, NO_REDIS, webhooks={"secret": MASTER, **hooks})
     app = create_app(settings, zone)
     transport = httpx.ASGITransport(app=app)

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from alembic import op
 
-revision = "0006"
-down_revision = "0002"
+revision = "0004"
+down_revision = "0003"
 
-_SQL = Path(__file__).parent.parent / "sql" / "0006_webhooks.sql"
+_SQL = Path(__file__).parent.parent / "sql" / "0004_webhooks.sql"
 
 
 def upgrade() -> None:

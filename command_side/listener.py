@@ -1,4 +1,4 @@
-"""Hears of new events by NOTIFY. Only a hint: the relay polls as well, so nothing depends on this."""
+"""Hears of new events by NOTIFY. Only a hint: who follows the log polls as well; nothing depends on this."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -8,7 +8,6 @@ import psycopg
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
-from command_side.dispatcher.told import Told
 from events.connections import answered
 from events.deadline import pauses
 from events.statements import LOG_CHANNEL
@@ -22,19 +21,21 @@ _ANSWER_SECONDS: Final = 3.0
 _logger = get_logger(__name__)
 
 
-async def listen(connect: Callable[[], Awaitable[AsyncConnection[TupleRow]]], told: Told) -> None:
-    """Passes each notification on, and says after each new connection that some may have been missed.
-    Runs until it is cancelled; a database that is away is somebody else's line in the log."""
+async def listen(
+    connect: Callable[[], Awaitable[AsyncConnection[TupleRow]]], heard: Callable[[str | None], None]
+) -> None:
+    """Passes on the payload of each notification, and None after each new connection, since some may have
+    been missed. Runs until it is cancelled; a database that is away is somebody else's line in the log."""
     waits = pauses()
     while True:
         try:
             async with await connect() as connection:
                 await answered(connection, f"listen {LOG_CHANNEL}".encode(), seconds=_ANSWER_SECONDS)
-                told.look()
+                heard(None)
                 waits = pauses()
                 while True:
                     async for notification in connection.notifies(timeout=CHECK_SECONDS):
-                        told.heard(notification.payload)
+                        heard(notification.payload)
                     await answered(connection, b"select 1", seconds=_ANSWER_SECONDS)
         except (psycopg.Error, OSError) as error:
             _logger.debug("listener lost", reason=type(error).__name__)
