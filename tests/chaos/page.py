@@ -18,6 +18,7 @@ _TITLES: Final = {
     "projector": "The projector",
     "rebuild": "Rebuilds",
     "query": "Reads",
+    "webhooks": "Webhooks",
     "postgres": "PostgreSQL",
     "redis": "Redis",
     "clock": "Clocks",

@@ -10,6 +10,9 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
+from uuid import UUID
+
+from eventsourcing.persistence import StoredEvent
 
 from command_side.commands import CompleteTask, StartTask
 from command_side.webhooks import signing
@@ -17,6 +20,7 @@ from command_side.webhooks.main import WebhooksStatus, serve
 from command_side.webhooks.resolver import Resolve
 from command_side.webhooks.service import WebhookService
 from command_side.webhooks.webhook import CreateWebhook
+from events.append import AppendCommand, Appended, StreamAppend
 from events.task_state import TaskState
 from events.webhook_events import WebhookState
 from taskledger.settings import Settings
@@ -206,6 +210,34 @@ class Hooks:
             return await self.statuses() == list(statuses)
 
         await eventually(there, f"deliveries to be {statuses}", within=30)
+
+    async def append(self, stream: UUID, version: int, topic: str, state: bytes) -> None:
+        """What another release may have written."""
+        event = StoredEvent(stream, version, topic, state)
+        outcome = await self.service.commits.append(AppendCommand([StreamAppend(stream, [event])]))
+        assert isinstance(outcome, Appended)
+
+    async def caught_up(self) -> None:
+        """Waits until the follower is at the head of the log."""
+
+        async def there() -> bool:
+            async with self.service.pool.connection() as connection:
+                cursor = await connection.execute(
+                    "select position from taskledger.checkpoints where name = 'webhooks'"
+                )
+                row = await cursor.fetchone()
+            return row == (await self.service.log.head(),)
+
+        await eventually(there, "the follower to be at the head", within=30)
+
+    async def disabled(self, webhook: WebhookState, cause: str) -> None:
+        """Waits until the log says so."""
+
+        async def there() -> bool:
+            last = (await self.service.log.read_stream(webhook.id))[-1]
+            return last.topic == "WebhookDisabled" and f'"cause":"{cause}"'.encode() in last.state
+
+        await eventually(there, f"it to be disabled as {cause}", within=30)
 
 
 def position_of(message_id: str) -> int:
