@@ -5,7 +5,8 @@ TaskledgerError
     ├── TaskNotFound       404  no task has this id, or had it at the time asked for
     ├── WebhookNotFound    404  no webhook has this id
     ├── MalformedCursor    400  not a cursor of this list, of these filters, of this log
-    └── InvalidQuery       422  well-formed, but asks for something that cannot be
+    ├── InvalidQuery       422  well-formed, but asks for something that cannot be
+    └── AsOfOutOfReach     422  a time or position of which the log cannot tell any more, or could not yet
 """
 
 # ruff: noqa: N818  names say what is wrong, as in events.errors
@@ -24,8 +25,8 @@ class TaskNotFound(QueryRejected):
     code = "task_not_found"
     status = 404
 
-    def __init__(self) -> None:
-        super().__init__("there is no task with this id")
+    def __init__(self, detail: str = "there is no task with this id") -> None:
+        super().__init__(detail)
 
 
 class WebhookNotFound(QueryRejected):
@@ -59,3 +60,8 @@ class InvalidQuery(QueryRejected):
     def __init__(self, parameter: str, message: str) -> None:
         super().__init__("the request does not fit")
         self.violations = (Violation(f"/query/{parameter}", message),)
+
+
+class AsOfOutOfReach(QueryRejected):
+    code = "as_of_out_of_reach"
+    status = 422

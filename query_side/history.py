@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Final, Literal
 from uuid import UUID
 
@@ -10,18 +9,18 @@ import psycopg
 
 from events.append import RecordedEvent
 from events.codec import EventMapper
-from events.errors import ReadModelLagging, SchemaNotReady
+from events.errors import ReadModelLagging, SchemaNotReady, UndecodableEvent, UnknownEvent
 from events.ids import DEFAULT_TENANT
 from events.position import PositionToken
 from events.statements import HIGHEST
 from events.task_state import TaskState, evolve
-from query_side.errors import TaskNotFound
+from query_side.errors import AsOfOutOfReach, TaskNotFound
+from query_side.moments import AsOf, Moments
 from query_side.read_model import ReadModel, Row, Snapshot, statement
 from query_side.shapes import Json, event_json, feed_json, recorded, task_of_state
 
 PAGE_BYTES: Final = 8 * 1024 * 1024
 
-AsOf = datetime | PositionToken
 FeedStart = Literal["start", "now"] | PositionToken
 
 _STARTS: Final = {"start": 0, "now": HIGHEST}
@@ -38,24 +37,25 @@ class Feed:
 class History:
     """Independent of the projector: every answer is as new as the log."""
 
-    def __init__(self, model: ReadModel) -> None:
+    def __init__(self, model: ReadModel, moments: Moments) -> None:
         self._model = model
+        self._moments = moments
         self._mapper = EventMapper()
 
     async def as_of(self, task_id: UUID, when: AsOf) -> tuple[Snapshot, Json]:
-        """The task after its last event at or before `when`; without progress, which is in no event.
+        """The task as of its last event up to the moment; without progress, which is in no event.
 
-        Raises TaskNotFound if it was not created by then, LogRewound, and ReadModelLagging for a
-        position that the log has not reached.
+        Raises what Moments.find() does, TaskNotFound if it was not created by then, and AsOfOutOfReach
+        where this release cannot apply one of its events.
         """
+        moment = await self._moments.find(when)
         log, events = await self._stream(task_id)
-        if isinstance(when, PositionToken):
-            position = _within(when, log)
-            then = [event for event in events if event.id <= position]
-        else:
-            then = [event for event in events if event.recorded_at <= when]
-        state = self._fold(then)
-        return log, task_of_state(state, log.tag)
+        then = [event for event in events if event.id <= moment.position]
+        if not then:
+            raise TaskNotFound(
+                f"there was no task with this id yet: it was created at {log.token_of(events[0].id)}"
+            )
+        return moment.snapshot, task_of_state(self._fold(then, log), log.tag)
 
     async def events(self, task_id: UUID) -> tuple[Snapshot, list[Json]]:
         """All of the task's events in order. Raises TaskNotFound."""
@@ -88,12 +88,18 @@ class History:
         log = Snapshot(int(rows[0]["head"]), str(rows[0]["tag"]))
         return log, [row for row in rows if row["present"]]
 
-    def _fold(self, events: Sequence[RecordedEvent]) -> TaskState:
+    def _fold(self, events: Sequence[RecordedEvent], log: Snapshot) -> TaskState:
+        """Of at least one event."""
         state: TaskState | None = None
         for event in events:
-            state = evolve(state, self._mapper.decode(event), at=event.recorded_at, position=event.id)
-        if state is None:
-            raise TaskNotFound
+            try:
+                record = self._mapper.decode(event)
+                state = evolve(state, record, at=event.recorded_at, position=event.id)
+            except (UnknownEvent, UndecodableEvent) as error:
+                raise AsOfOutOfReach(
+                    f"this release cannot apply the task's event at {log.token_of(event.id)}"
+                ) from error
+        assert state is not None  # noqa: S101  there was an event
         return state
 
 

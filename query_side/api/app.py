@@ -15,6 +15,7 @@ from query_side.api.overview_routes import overview_routes
 from query_side.api.task_routes import task_routes
 from query_side.api.webhook_routes import webhook_routes
 from query_side.history import History
+from query_side.moments import Moments
 from query_side.overview import Overview, kinds
 from query_side.read_model import ReadModel, statement
 from query_side.tasks import Tasks
@@ -47,6 +48,7 @@ def create_app(settings: Settings, registry: Registry | None = None) -> FastAPI:
     pool = make_pool(dsn, name="query-api", size=size, options=_SESSION, max_waiting=waiting)
     model = ReadModel(pool)
     watch = ReadWatch(model, lambda: connect(dsn, name="query-listen"))
+    moments = Moments(model, watch)
     secret = settings.query_api.cursor_secret
     tasks = Tasks(model, watch, None if secret is None else secret.get_secret_value().encode())
 
@@ -72,8 +74,8 @@ def create_app(settings: Settings, registry: Registry | None = None) -> FastAPI:
     )
     install(app, settings.http)
     on_stopping(app, watch.close)
-    app.include_router(task_routes(tasks, History(model)))
     app.include_router(webhook_routes(Webhooks(model)))
+    app.include_router(task_routes(tasks, History(model, moments)))
     app.include_router(overview_routes(Overview(model), kinds(registry, settings.external_kinds)))
     asking = ReadModel(pool, budget_seconds=_READY_SECONDS)
     witness = Witness()

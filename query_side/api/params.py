@@ -13,7 +13,8 @@ from pydantic_core import PydanticCustomError
 from events.position import PositionToken
 from events.task_state import Status
 from query_side.errors import InvalidQuery
-from query_side.history import AsOf, FeedStart
+from query_side.history import FeedStart
+from query_side.moments import AsOf
 
 MAX_LIMIT: Final = 200
 MAX_WAIT_SECONDS: Final = 60

@@ -21,8 +21,12 @@ def pairs(page: Path = README) -> list[tuple[str, str]]:
 
 def settings(page: Path) -> dict[str, str]:
     """What the page asks `taskledger up` to be started with: the lines of its ```env blocks."""
-    lines = "\n".join(_SETTINGS.findall(page.read_text())).split()
-    return dict(line.split("=", maxsplit=1) for line in lines)
+    found: dict[str, str] = {}
+    for block in _SETTINGS.findall(page.read_text()):
+        for line in block.split():
+            name, _, value = line.partition("=")
+            found[name] = value
+    return found
 
 
 def links(page: Path) -> list[str]:

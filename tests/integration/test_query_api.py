@@ -260,30 +260,6 @@ async def test_the_listener_comes_back_after_its_connection_is_lost(
         assert (await asyncio.wait_for(waiting, 10))["status"] == "cancelled"
 
 
-async def test_as_of_shows_the_task_as_it_was(service: Service, api: httpx.AsyncClient) -> None:
-    task = await service.create(payload={"x": 1})
-    tag = await _tag(service)
-    await service.execute(task.id, StartTask(holder="h", worker="w"))
-    await service.execute(task.id, CompleteTask(1, {"sum": 3}))
-    events = (await _get(api, f"/tasks/{task.id}/events"))["events"]
-
-    then = [
-        (await _get(api, f"/tasks/{task.id}", as_of=when))["status"]
-        for when in (f"1.{tag}", f"2.{tag}", f"3.{tag}", events[0]["timestamp"], events[2]["timestamp"])
-    ]
-    assert then == ["queued", "running", "completed", "queued", "completed"]
-    whole = await _get(api, f"/tasks/{task.id}", as_of=f"3.{tag}")
-    project(service.dsn)
-    assert whole == await _get(api, f"/tasks/{task.id}")
-
-    before = task.created_at - timedelta(seconds=1)
-    for early in (f"0.{tag}", before.isoformat(), before.strftime("%Y-%m-%dT%H:%M:%Sz")):
-        response = await api.get(f"/tasks/{task.id}", params={"as_of": early})
-        assert (response.status_code, response.json()["code"]) == (404, "task_not_found")
-    ahead = await api.get(f"/tasks/{task.id}", params={"as_of": f"9.{tag}"})
-    assert ahead.json()["code"] == "read_model_lagging"
-
-
 async def test_the_history_of_a_task(service: Service, api: httpx.AsyncClient) -> None:
     task = await service.create(payload={"x": 1})
     await service.create()
