@@ -49,7 +49,7 @@ class History:
         where this release cannot apply one of its events.
         """
         moment = await self._moments.find(when)
-        log, events = await self._stream(task_id)
+        log, events = await self.stream(task_id)
         then = [event for event in events if event.id <= moment.position]
         if not then:
             raise TaskNotFound(
@@ -59,7 +59,7 @@ class History:
 
     async def events(self, task_id: UUID) -> tuple[Snapshot, list[Json]]:
         """All of the task's events in order. Raises TaskNotFound."""
-        log, events = await self._stream(task_id)
+        log, events = await self.stream(task_id)
         return log, [event_json(event, log.tag, self._mapper) for event in events]
 
     async def feed(self, after: FeedStart, limit: int) -> Feed:
@@ -73,7 +73,8 @@ class History:
         shown = [feed_json(event, log.tag, self._mapper) for event in events]
         return Feed(shown, log.token_of(reached), log.token)
 
-    async def _stream(self, task_id: UUID) -> tuple[Snapshot, list[RecordedEvent]]:
+    async def stream(self, task_id: UUID) -> tuple[Snapshot, list[RecordedEvent]]:
+        """The task's events by rising version, at least one. Raises TaskNotFound."""
         log, rows = await self._read("stream", {"id": task_id})
         if not rows or rows[0]["topic"] != "TaskCreated":  # another aggregate's id is no task's
             raise TaskNotFound

@@ -51,7 +51,7 @@ create index tasks_status on {schema}.tasks (status, created_at, created_positio
 create index tasks_kind on {schema}.tasks (kind, created_at, created_position);
 create index tasks_queue on {schema}.tasks (queue, created_at, created_position);
 create index tasks_tags on {schema}.tasks using gin (tags);
-create index tasks_waiting on {schema}.tasks (queue, queued_at) where status = 'queued';
+create index tasks_waiting on {schema}.tasks (queue, priority, queued_position) where status = 'queued';
 
 -- Kept in the transaction of the rows they count. No row stands for 0.
 create table {schema}.counts (

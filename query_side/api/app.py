@@ -14,6 +14,7 @@ from events.witness import LOOK, Witness
 from query_side.api.overview_routes import overview_routes
 from query_side.api.task_routes import task_routes
 from query_side.api.webhook_routes import webhook_routes
+from query_side.explain.gather import Explanations
 from query_side.history import History
 from query_side.moments import Moments
 from query_side.overview import Overview, kinds
@@ -75,7 +76,10 @@ def create_app(settings: Settings, registry: Registry | None = None) -> FastAPI:
     install(app, settings.http)
     on_stopping(app, watch.close)
     app.include_router(webhook_routes(Webhooks(model)))
-    app.include_router(task_routes(tasks, History(model, moments)))
+    history = History(model, moments)
+    app.include_router(
+        task_routes(tasks, history, Explanations(model, history, settings.external_kinds.keys()))
+    )
     app.include_router(overview_routes(Overview(model), kinds(registry, settings.external_kinds)))
     asking = ReadModel(pool, budget_seconds=_READY_SECONDS)
     witness = Witness()

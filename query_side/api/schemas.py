@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from events.task_events import Priority, TaskError
 from events.task_state import Status
 from events.webhook_events import DisabledCause
+from query_side.explain.causes import Code
 
 
 class Progress(BaseModel):
@@ -58,6 +59,25 @@ class TaskEvent(BaseModel):
 
 class TaskEvents(BaseModel):
     events: list[TaskEvent]
+
+
+class Cause(BaseModel):
+    code: Code
+    message: str
+    evidence: dict[str, Any]
+    """Names, times, numbers and positions, as the code has them."""
+
+
+class Explanation(BaseModel):
+    id: UUID
+    status: Status
+    summary: str
+    """The first cause, in one sentence."""
+    causes: list[Cause]
+    """What holds the task now, then what will hold it next. At least one."""
+    advice: str | None
+    position: str
+    """The end of the log when it was looked at."""
 
 
 class FeedEvent(TaskEvent):

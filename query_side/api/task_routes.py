@@ -1,4 +1,4 @@
-"""GET /tasks, /tasks/{id}, /tasks/{id}/events, /dead-letters, /events."""
+"""GET /tasks, /tasks/{id}, /tasks/{id}/events, /tasks/{id}/explain, /dead-letters, /events."""
 
 from typing import Any, Final
 from uuid import UUID
@@ -30,6 +30,7 @@ from query_side.api.params import (
     as_of as parse_as_of,
 )
 from query_side.errors import InvalidQuery, TaskNotFound
+from query_side.explain.gather import Explanations
 from query_side.history import History
 from query_side.tasks import Filters, Tasks
 
@@ -37,7 +38,7 @@ _PAGE: Final[dict[int | str, dict[str, Any]]] = {200: {"model": schemas.TaskPage
 _DEFAULT_LIMIT: Final = 50
 
 
-def task_routes(tasks: Tasks, history: History) -> APIRouter:
+def task_routes(tasks: Tasks, history: History, explanations: Explanations) -> APIRouter:
     router = APIRouter(tags=["tasks"])
 
     @router.get(
@@ -125,6 +126,16 @@ def task_routes(tasks: Tasks, history: History) -> APIRouter:
     async def task_events(task_id: str) -> Response:
         snapshot, events = await history.events(_known(task_id))
         return answer(snapshot, {"events": events})
+
+    @router.get(
+        "/tasks/{task_id}/explain",
+        responses={200: {"model": schemas.Explanation}},
+        summary="Why the task is not running, or how it ended",
+        dependencies=[Depends(only())],
+    )
+    async def explain(task_id: str) -> Response:
+        snapshot, explanation = await explanations.of(_known(task_id))
+        return answer(snapshot, explanation)
 
     @router.get(
         "/events",

@@ -1,4 +1,4 @@
--- Depths from the counters, the oldest by one look into an index: nothing here counts tasks.
+-- Depths from the counters, the oldest by one look into an index for each priority: nothing here counts tasks.
 select true as present, n.queue, coalesce(c.statuses, '{{}}') as statuses, coalesce(c.tasks, '{{}}') as tasks,
        o.queued_at as oldest_queued_at,
        extract(epoch from clock_timestamp() - o.queued_at)::double precision as oldest_age_seconds,
@@ -17,7 +17,12 @@ left join lateral (
     ) s
 ) c on true
 left join lateral (
-    select t.queued_at from {read}.tasks t
-    where t.queue = n.queue and t.status = 'queued' and t.tenant = %(tenant)s order by t.queued_at limit 1
+    select min(first.queued_at) as queued_at from (values ('high'), ('normal'), ('low')) p(priority)
+    cross join lateral (
+        select t.queued_at from {read}.tasks t
+        where t.queue = n.queue and t.status = 'queued' and t.priority = p.priority
+          and t.tenant = %(tenant)s
+        order by t.queued_position limit 1
+    ) first
 ) o on true
 left join {read}.queues q on q.queue = n.queue and q.tenant = %(tenant)s

@@ -440,6 +440,7 @@ async def test_health_and_documents(service: Service, api: httpx.AsyncClient) ->
         "/tasks",
         "/tasks/{task_id}",
         "/tasks/{task_id}/events",
+        "/tasks/{task_id}/explain",
         "/events",
         "/dead-letters",
         "/stats",
