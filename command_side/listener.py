@@ -1,4 +1,4 @@
-"""Hears of new events by NOTIFY. Only a hint: who follows the log polls as well; nothing depends on this."""
+"""Hears of new events by NOTIFY. A hint only: who follows the log polls too, so nothing depends on this."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

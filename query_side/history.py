@@ -55,7 +55,7 @@ class History:
             raise TaskNotFound(
                 f"there was no task with this id yet: it was created at {log.token_of(events[0].id)}"
             )
-        return moment.snapshot, task_of_state(self._fold(then, log), log.tag)
+        return moment.snapshot, task_of_state(fold(self._mapper, then, log.tag), log.tag)
 
     async def events(self, task_id: UUID) -> tuple[Snapshot, list[Json]]:
         """All of the task's events in order. Raises TaskNotFound."""
@@ -89,19 +89,18 @@ class History:
         log = Snapshot(int(rows[0]["head"]), str(rows[0]["tag"]))
         return log, [row for row in rows if row["present"]]
 
-    def _fold(self, events: Sequence[RecordedEvent], log: Snapshot) -> TaskState:
-        """Of at least one event."""
-        state: TaskState | None = None
-        for event in events:
-            try:
-                record = self._mapper.decode(event)
-                state = evolve(state, record, at=event.recorded_at, position=event.id)
-            except (UnknownEvent, UndecodableEvent) as error:
-                raise AsOfOutOfReach(
-                    f"this release cannot apply the task's event at {log.token_of(event.id)}"
-                ) from error
-        assert state is not None  # noqa: S101  there was an event
-        return state
+
+def fold(mapper: EventMapper, events: Sequence[RecordedEvent], tag: str) -> TaskState:
+    """Of at least one event. Raises AsOfOutOfReach where this release cannot apply one of them."""
+    state: TaskState | None = None
+    for event in events:
+        try:
+            state = evolve(state, mapper.decode(event), at=event.recorded_at, position=event.id)
+        except (UnknownEvent, UndecodableEvent) as error:
+            at = PositionToken(event.id, tag)
+            raise AsOfOutOfReach(f"this release cannot apply the task's event at {at}") from error
+    assert state is not None  # noqa: S101  there was an event
+    return state
 
 
 def _within(token: PositionToken, log: Snapshot) -> int:

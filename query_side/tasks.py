@@ -1,6 +1,5 @@
 """One task, now or as soon as it is settled; and pages of tasks."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,14 +11,13 @@ from events.errors import ReadModelLagging
 from events.ids import DEFAULT_TENANT
 from events.position import PositionToken
 from events.task_state import SETTLED
-from query_side.cursor import CursorSigner, Place
+from query_side.cursor import Place, Signers
 from query_side.errors import TaskNotFound
+from query_side.reaching import Reaching
 from query_side.read_model import ReadModel, Row, Snapshot, statement
 from query_side.shapes import Json, task_of_row
 from query_side.watch import ReadWatch
 
-POSITION_BUDGET_SECONDS: Final = 5.0
-"""How long a read waits for the projector to reach its `min_position`."""
 PAGE_BYTES: Final = 8 * 1024 * 1024
 """Of payload and result. A page of 200 tasks of 2 MiB each would need more memory than it is worth."""
 
@@ -27,7 +25,9 @@ _COLUMNS: Final = statement("columns")
 _TASK: Final = statement("task").format(columns=_COLUMNS)
 _TASKS: Final = statement("tasks")
 _OWN: Final = "t.tenant = %(tenant)s"
-_NEWEST_FIRST: Final = "order by found.created_at desc, found.created_position desc"
+BEYOND: Final = "(t.created_at, t.created_position) < (%(place_at)s, %(place_position)s::bigint)"
+"""After the cursor's place."""
+NEWEST_FIRST: Final = "order by found.created_at desc, found.created_position desc"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,22 +72,11 @@ class Page:
 
 
 class Tasks:
-    """`secret` signs cursors; without one it derives from the log's tag."""
-
-    def __init__(
-        self,
-        model: ReadModel,
-        watch: ReadWatch,
-        secret: bytes | None,
-        *,
-        position_budget_seconds: float = POSITION_BUDGET_SECONDS,
-    ) -> None:
+    def __init__(self, model: ReadModel, watch: ReadWatch, reaching: Reaching, signers: Signers) -> None:
         self._model = model
         self._watch = watch
-        self._secret = secret
-        self._position_budget = position_budget_seconds
-        self._tag: str | None = None
-        """Of the log, as last read."""
+        self._reaching = reaching
+        self._signers = signers
 
     async def get(
         self, task_id: UUID, *, min_position: PositionToken | None = None, wait_seconds: float = 0.0
@@ -103,8 +92,9 @@ class Tasks:
         if min_position is None:
             snapshot, row = await self._read(task_id)
         else:
-            # Whoever waits for the end needs no row before that.
-            snapshot, row = await self._read_at(task_id, min_position, hurry=wait_seconds == 0)
+            snapshot, row = await self._reaching.read(
+                min_position, lambda: self._read(task_id), hurry=wait_seconds == 0
+            )
         _refuse_parked(snapshot, row, asked)
         deadline = after(wait_seconds)
         while row is not None and row["status"] not in SETTLED and self._may_wait(deadline):
@@ -129,61 +119,26 @@ class Tasks:
             "page_bytes": PAGE_BYTES,
         }
         if cursor is not None:
-            place = (await self._signer()).read(cursor, bound_to)
-            conditions.append(
-                "(t.created_at, t.created_position) < (%(place_at)s, %(place_position)s::bigint)"
-            )
+            snapshot, _ = await self._model.fetch("select true as present")
+            place = self._signers.of(snapshot.tag).read(cursor, bound_to)
+            conditions.append(BEYOND)
             parameters |= {"place_at": place.created_at, "place_position": place.created_position}
         sql = _TASKS.format(columns=_COLUMNS, conditions=" and ".join(conditions))
         # Not prepared: a plan for any status would be a bad one for most.
-        snapshot, rows = await self._model.fetch(sql, parameters, prepare=False, order=_NEWEST_FIRST)
+        snapshot, rows = await self._model.fetch(sql, parameters, prepare=False, order=NEWEST_FIRST)
         shown = rows[:limit]
         next_cursor = None
         if shown and shown[0]["matched"] > len(shown):
             last = Place(shown[-1]["created_at"], shown[-1]["created_position"])
-            next_cursor = self._signer_of(snapshot.tag).sign(last, bound_to)
+            next_cursor = self._signers.of(snapshot.tag).sign(last, bound_to)
         return snapshot, Page([task_of_row(row, snapshot.tag) for row in shown], next_cursor)
 
     async def _read(self, task_id: UUID) -> tuple[Snapshot, Row | None]:
         snapshot, rows = await self._model.fetch(_TASK, {"id": task_id, "tenant": DEFAULT_TENANT})
-        self._tag = snapshot.tag
         return snapshot, rows[0] if rows else None
-
-    async def _read_at(
-        self, task_id: UUID, token: PositionToken, *, hurry: bool
-    ) -> tuple[Snapshot, Row | None]:
-        """Waits as well for a projector that has not made its tables yet."""
-        deadline = after(self._position_budget)
-        if token.tag == self._tag and token.position > (seen := self._watch.seen):
-            # Most likely not there yet: one read less.
-            await self._watch.reached(token.position, seen=seen, deadline=deadline, hurry=hurry)
-        while True:
-            seen = 0
-            try:
-                snapshot, row = await self._read(task_id)
-            except ReadModelLagging:
-                if not self._may_wait(deadline):
-                    raise
-            else:
-                if snapshot.checkpoint >= token.of_log(snapshot.tag):
-                    return snapshot, row
-                if not self._may_wait(deadline):
-                    raise ReadModelLagging("the read table has not reached the position yet")
-                seen = snapshot.checkpoint
-            await self._watch.reached(token.position, seen=seen, deadline=deadline, hurry=hurry)
 
     def _may_wait(self, deadline: float) -> bool:
         return remaining(deadline) > 0 and not self._watch.closed
-
-    async def _signer(self) -> CursorSigner:
-        if self._secret is not None:
-            return CursorSigner(self._secret)
-        snapshot, _ = await self._model.fetch("select true as present")
-        return self._signer_of(snapshot.tag)
-
-    def _signer_of(self, tag: str) -> CursorSigner:
-        derived = hashlib.sha256(f"taskledger cursor of log {tag}".encode()).digest()
-        return CursorSigner(self._secret or derived)
 
 
 def _refuse_parked(snapshot: Snapshot, row: Row | None, asked: int) -> None:

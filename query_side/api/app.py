@@ -14,10 +14,13 @@ from events.witness import LOOK, Witness
 from query_side.api.overview_routes import overview_routes
 from query_side.api.task_routes import task_routes
 from query_side.api.webhook_routes import webhook_routes
+from query_side.cursor import Signers
 from query_side.explain.gather import Explanations
 from query_side.history import History
 from query_side.moments import Moments
 from query_side.overview import Overview, kinds
+from query_side.past import Past
+from query_side.reaching import Reaching
 from query_side.read_model import ReadModel, statement
 from query_side.tasks import Tasks
 from query_side.watch import ReadWatch
@@ -51,7 +54,9 @@ def create_app(settings: Settings, registry: Registry | None = None) -> FastAPI:
     watch = ReadWatch(model, lambda: connect(dsn, name="query-listen"))
     moments = Moments(model, watch)
     secret = settings.query_api.cursor_secret
-    tasks = Tasks(model, watch, None if secret is None else secret.get_secret_value().encode())
+    signers = Signers(None if secret is None else secret.get_secret_value().encode())
+    reaching = Reaching(watch)
+    tasks = Tasks(model, watch, reaching, signers)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
@@ -78,7 +83,12 @@ def create_app(settings: Settings, registry: Registry | None = None) -> FastAPI:
     app.include_router(webhook_routes(Webhooks(model)))
     history = History(model, moments)
     app.include_router(
-        task_routes(tasks, history, Explanations(model, history, settings.external_kinds.keys()))
+        task_routes(
+            tasks,
+            Past(model, moments, reaching, signers),
+            history,
+            Explanations(model, history, settings.external_kinds.keys()),
+        )
     )
     app.include_router(overview_routes(Overview(model), kinds(registry, settings.external_kinds)))
     asking = ReadModel(pool, budget_seconds=_READY_SECONDS)

@@ -101,7 +101,7 @@ PositionParam = Annotated[
     str | None, Query(max_length=40, description="Wait until the read table has reached this position.")
 ]
 AsOfParam = Annotated[
-    str | None, Query(max_length=40, description="The task as it was: RFC 3339 time or position token.")
+    str | None, Query(max_length=40, description="As it was: RFC 3339 time or position token.")
 ]
 AfterParam = Annotated[
     str, Query(max_length=40, description="`start`, `now` or a position token: events above it.")

@@ -45,7 +45,8 @@ class Task(BaseModel):
 class TaskPage(BaseModel):
     tasks: list[Task]
     next_cursor: str | None
-    """null on the last page. A page may hold fewer tasks than asked for when they are large."""
+    """null on the last page. A page may hold fewer tasks than asked for when they are large, and one of the
+    past also when few of many had the status asked for."""
 
 
 class TaskEvent(BaseModel):

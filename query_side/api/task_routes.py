@@ -32,19 +32,20 @@ from query_side.api.params import (
 from query_side.errors import InvalidQuery, TaskNotFound
 from query_side.explain.gather import Explanations
 from query_side.history import History
+from query_side.past import Past
 from query_side.tasks import Filters, Tasks
 
 _PAGE: Final[dict[int | str, dict[str, Any]]] = {200: {"model": schemas.TaskPage}}
 _DEFAULT_LIMIT: Final = 50
 
 
-def task_routes(tasks: Tasks, history: History, explanations: Explanations) -> APIRouter:
+def task_routes(tasks: Tasks, past: Past, history: History, explanations: Explanations) -> APIRouter:
     router = APIRouter(tags=["tasks"])
 
     @router.get(
         "/tasks",
         responses=_PAGE,
-        summary="Tasks, newest first",
+        summary="Tasks, newest first, now or as they were",
         dependencies=[
             Depends(
                 only(
@@ -56,6 +57,7 @@ def task_routes(tasks: Tasks, history: History, explanations: Explanations) -> A
                     "created_before",
                     "limit",
                     "cursor",
+                    "as_of",
                     repeated="tag",
                 )
             )
@@ -71,9 +73,13 @@ def task_routes(tasks: Tasks, history: History, explanations: Explanations) -> A
         created_before: CreatedBefore = None,
         limit: LimitParam = _DEFAULT_LIMIT,
         cursor: CursorParam = None,
+        as_of: AsOfParam = None,
     ) -> Response:
         filters = Filters(status, kind, queue, tags, created_after, created_before)
-        snapshot, page = await tasks.page("tasks", filters, limit, cursor)
+        if as_of is None:
+            snapshot, page = await tasks.page("tasks", filters, limit, cursor)
+        else:
+            snapshot, page = await past.page(filters, limit, parse_as_of(as_of), cursor)
         return answer(snapshot, {"tasks": page.tasks, "next_cursor": page.next_cursor})
 
     @router.get(
