@@ -26,8 +26,8 @@ class Reaching:
         self, token: PositionToken, read: Callable[[], Awaitable[tuple[Snapshot, T]]], *, hurry: bool = True
     ) -> tuple[Snapshot, T]:
         """What `read` gives, once its checkpoint is not below the position. Waits as well for a projector
-        that has not made its tables yet; without `hurry` it may gather what follows first. Raises LogRewound for another log's position, and
-        ReadModelLagging when the projector does not get there in time."""
+        that has not made its tables yet; without `hurry` that one may first gather what follows. Raises
+        LogRewound for another log's position, and ReadModelLagging when it does not get there in time."""
         deadline = after(self._budget)
         if token.tag == self._tag and token.position > (seen := self._watch.seen):
             # Most likely not there yet: one read less.
