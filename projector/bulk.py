@@ -28,7 +28,7 @@ from events.records import EventRecord, known_record
 from events.task_state import TaskState, replay
 from projector.fold import ACTIVITIES, Changes, FoldStopped, TaskRow, fold
 from projector.follower import decode
-from projector.parking import Parked
+from projector.plan import KeyRange, Plan
 from projector.rows import COLUMNS
 from projector.view import TasksView, schema_name
 
@@ -64,14 +64,6 @@ StoredEvent = tuple[bytes, int, str, bytes | None, int, bytes]
 in the bytes that PostgreSQL gives and takes."""
 
 
-@dataclass(frozen=True, slots=True)
-class KeyRange:
-    """Streams from `first` to `last`, both included."""
-
-    first: UUID
-    last: UUID
-
-
 @dataclass(slots=True)
 class Folded:
     """What a range adds to the totals; its rows are in the table."""
@@ -94,32 +86,21 @@ class Folded:
             self.stopped = other.stopped
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What is the same for all ranges of a rebuild."""
-
-    generation: int
-    upto: int
-    """The position that all of it is folded up to."""
-    passed_over: Parked
-    """Of events up to there."""
-
-
 def fold_range(
-    reader: Connection[TupleRow], writer: Connection[TupleRow], work: Work, keys: KeyRange
+    reader: Connection[TupleRow], writer: Connection[TupleRow], plan: Plan, keys: KeyRange
 ) -> Folded:
-    """Writes the rows of these streams in one transaction of `writer`. Raises psycopg errors, and
-    follower.NOT_APPLICABLE where a column cannot hold a value; nothing of the range is stored then."""
+    """Writes the rows of these streams in the transaction that `writer` has open. Raises psycopg errors,
+    and follower.NOT_APPLICABLE where a column cannot hold a value."""
     folded = Folded()
-    parked = {event.originator_id.bytes for event in work.passed_over.events}
-    with reader.transaction(), writer.transaction(), reader.cursor(name="range", binary=True) as cursor:
-        cursor.execute(_READ.encode(), (LARGE_BYTES, keys.first, keys.last, work.upto))
-        with writer.cursor().copy(_copy_into(work.generation)) as copy:
+    parked = {event.originator_id.bytes for event in plan.passed_over.events}
+    with reader.transaction(), reader.cursor(name="range", binary=True) as cursor:
+        cursor.execute(_READ.encode(), (LARGE_BYTES, keys.first, keys.last, plan.upto))
+        with writer.cursor().copy(_copy_into(plan.generation)) as copy:
             copy.set_types(_TYPES)
             left = _fold_plain(_fetched(cursor), copy, folded, parked)
         cursor.close()
         for ids in _in_portions(left):
-            _fold_ordinary(reader, writer, work, ids, folded)
+            _fold_ordinary(reader, writer, plan, ids, folded)
     return folded
 
 
@@ -206,12 +187,12 @@ def _in_portions(streams: Sequence[tuple[UUID, bool]]) -> Generator[list[UUID]]:
 def _fold_ordinary(
     reader: Connection[TupleRow],
     writer: Connection[TupleRow],
-    work: Work,
+    plan: Plan,
     ids: Sequence[UUID],
     folded: Folded,
 ) -> None:
-    rows = reader.cursor(binary=True).execute(_READ_STREAMS.encode(), (list(ids), work.upto)).fetchall()
-    decoded = decode([RecordedEvent(*row) for row in rows], EventMapper(), work.passed_over)
+    rows = reader.cursor(binary=True).execute(_READ_STREAMS.encode(), (list(ids), plan.upto)).fetchall()
+    decoded = decode([RecordedEvent(*row) for row in rows], EventMapper(), plan.passed_over)
     if decoded.stopped is not None:
         folded.stop(decoded.stopped)
     if not decoded.entries:
@@ -223,4 +204,4 @@ def _fold_ordinary(
         return
     folded.events += len(rows)
     folded.add(Folded(totals=changes))
-    TasksView(work.generation).write(writer, Changes(changes.position, inserted=changes.inserted))
+    TasksView(plan.generation).write(writer, Changes(changes.position, inserted=changes.inserted))

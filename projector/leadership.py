@@ -4,6 +4,8 @@ import time
 from types import TracebackType
 from typing import Final, Self
 
+import psycopg
+
 from projector.watchdog import WatchedConnection
 from taskledger.postgres import SESSION, connect_as
 
@@ -36,18 +38,31 @@ class Leadership:
     ) -> None:
         self.connection.close()
 
-    def leads(self, generation: int) -> bool:
-        """Whether this process is the leader, becoming it if nobody is. Raises psycopg.OperationalError
-        when the connection, and with it every leadership, is lost."""
+    def leads(self, generation: int, *, patience: float = 0.0) -> bool:
+        """Whether this process is the leader, becoming it if nobody is, or nobody is any longer within
+        `patience` seconds. Raises psycopg.OperationalError when the connection, and with it every
+        leadership, is lost."""
         if generation in self._held:
             return True
+        if not (self._try(generation) or (patience and self._wait(generation, patience))):
+            return False
+        self._held.add(generation)
+        return True
+
+    def _try(self, generation: int) -> bool:
         row = self.connection.execute(
             "select pg_try_advisory_lock(%s, %s)", (_LOCK_CLASS, generation)
         ).fetchone()
         self._pinged = time.monotonic()
-        if row is None or not row[0]:
+        return row is not None and bool(row[0])
+
+    def _wait(self, generation: int, seconds: float) -> bool:
+        try:
+            with self.connection.transaction():
+                self.connection.execute(f"set local lock_timeout = '{seconds:f}s'".encode())
+                self.connection.execute("select pg_advisory_lock(%s, %s)", (_LOCK_CLASS, generation))
+        except psycopg.errors.LockNotAvailable:
             return False
-        self._held.add(generation)
         return True
 
     def resign(self, generation: int) -> None:
@@ -55,8 +70,12 @@ class Leadership:
             self._held.discard(generation)
             self.connection.execute("select pg_advisory_unlock(%s, %s)", (_LOCK_CLASS, generation))
 
+    def check(self) -> None:
+        """Raises as leads() when every leadership is lost."""
+        self.connection.execute("select 1")
+        self._pinged = time.monotonic()
+
     def ping(self) -> None:
         """At least once a second. Raises as leads()."""
         if time.monotonic() - self._pinged >= PING_SECONDS:
-            self.connection.execute("select 1")
-            self._pinged = time.monotonic()
+            self.check()

@@ -3,16 +3,15 @@
 The log up to where the live generation is now is folded stream by stream (projector.filling), what came
 since is followed, parity is proved, and one transaction switches.
 Nothing is re-run and nothing is published: only the fold is repeated. Reads go on meanwhile, all from
-one generation or the other. A rebuild that dies leaves an unread generation, which the next one drops.
+one generation or the other. A rebuild that dies leaves an unread generation, which the next one resumes.
 """
 
 import sys
-import time
-from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from typing import Final, TextIO
 
+import psycopg
 from psycopg import Connection, IsolationLevel
 from psycopg.rows import TupleRow
 
@@ -21,18 +20,24 @@ from events.errors import SchemaNotReady
 from events.migrate import check_schema
 from events.recorder import PostgresTaskRecorder
 from events.tracking import check_log
-from projector import generations
-from projector.filling import Access, Progress, fill
+from projector import generations, plan
+from projector.filling import Access, Progress, RebuildInterrupted, fill, processes_for
 from projector.follower import BATCH_EVENTS, Follower
 from projector.generations import Generation
 from projector.leadership import Leadership
+from projector.meter import Meter
 from projector.parity import SHOWN, Snapshot, differences
+from projector.resume import Begun, Say, begin
 from taskledger.postgres import SESSION, connect_sync
 from taskledger.settings import Settings
 
 MAINTENANCE: Final = f"{SESSION} -c statement_timeout=0 -c idle_in_transaction_session_timeout=0"
 """Comparing a big table takes as long as it takes, and holds up nobody."""
 _SESSION: Final = f"{MAINTENANCE} -c synchronous_commit=off -c enable_seqscan=off"
+
+
+def _silent(_line: str) -> None:
+    """Nobody looks on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +52,14 @@ class Rebuilt:
     they do not stop the switch."""
 
 
-def rebuild(dsn: str, *, progress: Progress | None = None, processes: int | None = None) -> Rebuilt:
+def rebuild(
+    dsn: str, *, progress: Progress | None = None, processes: int | None = None, say: Say = _silent
+) -> Rebuilt:
     """By so many processes; None: one a core, and this one alone for a short log.
 
     Raises psycopg errors, SchemaNotReady, and FoldStopped at an event that this release cannot
-    fold; the live generation is then as it was."""
+    fold; the live generation is then as it was. What is interrupted (KeyboardInterrupt, RebuildInterrupted,
+    a lost connection, SIGKILL) stays for the next one to resume."""
     recorder = PostgresTaskRecorder(lambda: connect_sync(dsn, name="rebuild-read"))
     with (
         closing(recorder),
@@ -59,32 +67,79 @@ def rebuild(dsn: str, *, progress: Progress | None = None, processes: int | None
         Leadership(dsn, name="rebuild-leader", idle_seconds=0) as leadership,
     ):
         check_schema(connection)
-        generation = _begin(connection, leadership)
+        begun = begin(connection, leadership, say)
+        generation = begun.generation
         try:
-            filled = fill(
-                Access(dsn, _SESSION),
-                connection,
-                generation,
-                upto=_target(connection, recorder),
-                processes=processes,
-                progress=progress,
+            filled = _fill(
+                dsn, connection, recorder, begun, processes=processes, progress=progress, say=say
             )
             follower = Follower(connection, EventMapper(), replace(generation, checkpoint=filled))
             _catch_up(connection, follower, recorder, progress)
             found = _prove(dsn, connection, follower)
             replaced = _switch(connection, follower, recorder)
+        except (KeyboardInterrupt, RebuildInterrupted):
+            say(f"generation {generation.number} is kept: the next `taskledger rebuild` resumes it")
+            raise
         except BaseException:
-            if not connection.broken:
-                generations.drop(connection, generation)
+            _give_up(connection, leadership, generation)
             raise
         follower.announce()
         return Rebuilt(generation.number, replaced, follower.checkpoint, tuple(found))
 
 
+def _fill(
+    dsn: str,
+    connection: Connection[TupleRow],
+    recorder: PostgresTaskRecorder,
+    begun: Begun,
+    *,
+    processes: int | None,
+    progress: Progress | None,
+    say: Say,
+) -> int:
+    """By ranges of streams, as far as that is not done. Returns the generation's checkpoint."""
+    generation, work = begun.generation, begun.plan
+    target = _target(connection, recorder)
+    if generation.checkpoint:
+        say(_resuming(generation.number, generation.checkpoint, max(target, generation.checkpoint)))
+        return generation.checkpoint
+    if work is None:
+        wanted = processes_for(target, processes)
+        work = plan.make(connection, generation.number, upto=target, processes=wanted)
+    else:
+        say(_resuming(generation.number, plan.done(connection, generation.number), work.upto))
+    if work is None:
+        return 0
+    access = Access(dsn, _SESSION)
+    return fill(
+        access, connection, work, checkpoint_name=generation.name, processes=processes, progress=progress
+    )
+
+
+def _resuming(generation: int, done: int, total: int) -> str:
+    return f"resuming generation {generation}: {done:,} of {total:,} events are folded"
+
+
+def _give_up(connection: Connection[TupleRow], leadership: Leadership, generation: Generation) -> None:
+    """Drops it, unless the database is gone, or another rebuild has it by now, as it may where the
+    connection that leads was lost."""
+    with suppress(psycopg.OperationalError, psycopg.InterfaceError):
+        leadership.check()
+        generations.drop(connection, generation)
+
+
 def drop_retired(dsn: str) -> list[int]:
-    """Drops the retired generations and says which."""
-    with connect_sync(dsn, name="prune", options=MAINTENANCE) as connection:
-        return [generation.number for generation in generations.prune(connection)]
+    """Drops the retired generations, and those that dead rebuilds have left, and says which."""
+    with (
+        connect_sync(dsn, name="prune", options=MAINTENANCE) as connection,
+        Leadership(dsn, name="prune-leader", idle_seconds=0) as leadership,
+    ):
+        dropped = generations.prune(connection)
+        for left in generations.generations(connection):
+            if left.state == "building" and leadership.leads(left.number):
+                generations.drop(connection, left)
+                dropped.append(left)
+        return [generation.number for generation in dropped]
 
 
 def rollback(dsn: str) -> int:
@@ -102,19 +157,6 @@ def rollback(dsn: str) -> int:
         _switch(connection, follower, recorder)
         follower.announce()
         return retired[-1].number
-
-
-def _begin(connection: Connection[TupleRow], leadership: Leadership) -> Generation:
-    """A new generation that no projector touches; drops those that dead rebuilds left behind."""
-    with connection.transaction():
-        generations.lock_generations(connection)
-        for left in generations.generations(connection):
-            if left.state == "building" and leadership.leads(left.number):
-                generations.drop(connection, left)
-                leadership.resign(left.number)
-        generation = generations.create(connection, "building")
-        leadership.leads(generation.number)
-        return generation
 
 
 def _catch_up(
@@ -184,7 +226,7 @@ def run(settings: Settings, *, prune: bool = False, go_back: bool = False) -> in
     if go_back:
         out.write(f"generation {rollback(dsn)} is live again\n")
         return 0
-    done = rebuild(dsn, progress=Meter(sys.stderr) if sys.stderr.isatty() else None)
+    done = rebuild(dsn, progress=Meter(sys.stderr) if sys.stderr.isatty() else None, say=_line_to(out))
     if done.differences:
         out.write("the old tables were not what the log says; now they are:\n")
         out.writelines(f"  {line}\n" for line in done.differences)
@@ -196,17 +238,9 @@ def run(settings: Settings, *, prune: bool = False, go_back: bool = False) -> in
     return 0
 
 
-class Meter:
-    """Progress for people, on one line of `out`."""
+def _line_to(out: TextIO) -> Say:
+    def say(line: str) -> None:
+        out.write(f"{line}\n")
+        out.flush()
 
-    def __init__(self, out: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
-        self._out = out
-        self._clock = clock
-        self._began = clock()
-
-    def __call__(self, done: int, total: int) -> None:
-        rate = done / max(self._clock() - self._began, 0.001)
-        left = (total - done) / max(rate, 1)
-        end = "\n" if done >= total else ""
-        self._out.write(f"\rfolded {done:,} of {total:,} events, {rate:,.0f}/s, {left:,.0f} s left  {end}")
-        self._out.flush()
+    return say

@@ -20,20 +20,20 @@ DEAF = "redis://127.0.0.1:9"
 
 
 @pytest.mark.parametrize(
-    "point",
+    ("point", "resumed"),
     [
-        "rebuild-mid-fold",
-        "rebuild-before-indexes",
-        "rebuild-before-swap",
-        "rebuild-mid-swap",
-        "rebuild-after-swap",
+        ("rebuild-mid-fold", "resuming generation 2: 0 of 30 events are folded"),
+        ("rebuild-before-indexes", "resuming generation 2: 30 of 30 events are folded"),
+        ("rebuild-before-swap", "resuming generation 2: 30 of 30 events are folded"),
+        ("rebuild-mid-swap", "resuming generation 2: 30 of 30 events are folded"),
+        ("rebuild-after-swap", None),
     ],
 )
-async def test_projector_rebuild_killed_leaves_reads_and_the_next_rebuild_alone(
-    service: Service, tmp_path: Path, point: str
+async def test_projector_rebuild_killed_leaves_reads_alone_and_the_next_one_resumes_it(
+    service: Service, tmp_path: Path, point: str, resumed: str | None
 ) -> None:
     """SIGKILL of `rebuild`, in the switch as well -> readers see one generation or the other, whole; the
-    next one finds nothing in its way, and going back is possible."""
+    next one goes on where it was, and going back is possible."""
     tasks = [await service.create() for _ in range(30)]
     project(service.dsn)
     with (
@@ -46,6 +46,8 @@ async def test_projector_rebuild_killed_leaves_reads_and_the_next_rebuild_alone(
             assert (killed.returncode, cluster.failpoints.fired(point)) == (-signal.SIGKILL, True)
             again = await asyncio.to_thread(cluster.run, "rebuild")
             assert (again.returncode, again.stderr) == (0, "")
+            said = again.stdout.splitlines()
+            assert (said[0] if said[0].startswith("resuming") else None) == resumed
             assert [g.state for g in present(service.dsn) if g.state != "retired"] == ["live"]
             back = await asyncio.to_thread(cluster.run, "rebuild", "--rollback")
             assert back.stdout == f"generation {live_number(service.dsn)} is live again\n"

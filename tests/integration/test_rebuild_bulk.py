@@ -14,11 +14,12 @@ from command_side.commands import CompleteTask, FailTask, RequeueTask, StartTask
 from events.errors import CheckpointConflict
 from events.ids import queue_id
 from events.task_events import TaskError
-from projector import filling
+from projector import plan
 from projector.fold import FoldStopped
+from projector.meter import Meter
 from projector.park import park
 from projector.parking import Parked
-from projector.rebuild import Meter, rebuild
+from projector.rebuild import rebuild
 from projector.verify import inspect
 from taskledger.postgres import connect_sync
 from tests.integration.projection import (
@@ -39,7 +40,7 @@ BROKEN = b'{"from":"a later release"}'
 @pytest.fixture(autouse=True)
 def small_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a short log has many."""
-    monkeypatch.setattr(filling, "RANGE_EVENTS", 20)
+    monkeypatch.setattr(plan, "RANGE_EVENTS", 20)
 
 
 def rebuilt(service: Service, processes: int = 1) -> list[tuple[int, int]]:
@@ -85,8 +86,8 @@ async def test_ranges_give_the_tables_that_following_gives(service: Service, pro
 
 FORKING = """
 import sys
-from projector import filling, rebuild
-filling.RANGE_EVENTS = 20
+from projector import filling, plan, rebuild
+plan.RANGE_EVENTS = 20
 assert filling._how() == "fork" or sys.platform != "linux"
 assert rebuild.rebuild(sys.argv[1], processes=2).differences == ()
 """
@@ -198,14 +199,28 @@ async def test_an_event_parked_meanwhile_ends_the_rebuild(
 
 
 def test_progress_tells_the_rate_and_the_time_left() -> None:
+    """Of this run alone: what a killed one has folded says nothing of the speed."""
     out, now = io.StringIO(), iter([10.0, 12.0, 14.0])
     meter = Meter(out, lambda: next(now))
     meter(100_000, 200_000)
+    meter(150_000, 200_000)
     meter(200_000, 200_000)
-    assert out.getvalue() == (
-        "\rfolded 100,000 of 200,000 events, 50,000/s, 2 s left  "
-        "\rfolded 200,000 of 200,000 events, 50,000/s, 0 s left  \n"
-    )
+    shown = [line.rstrip(" ") for line in out.getvalue().split("\r")]
+    assert shown == [
+        "",
+        "[##########..........]  50%  100,000 of 200,000 events, …",
+        "[###############.....]  75%  150,000 of 200,000 events, 25,000/s, 0:02 left",
+        f"{'[####################] 100%  200,000 of 200,000 events, 25,000/s, 0:00 left':<78}\n",
+    ]
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(2, "0:02"), (71, "1:11"), (3_600 * 26 + 62, "26:01:02")])
+def test_the_time_left_is_told_in_hours_if_need_be(seconds: int, shown: str) -> None:
+    out, now = io.StringIO(), iter([0.0, 1.0])
+    meter = Meter(out, lambda: next(now))
+    meter(0, 1 + seconds)
+    meter(1, 1 + seconds)
+    assert f", {shown} left" in out.getvalue()
 
 
 async def test_ranges_hold_every_key_once(service: Service) -> None:
@@ -213,7 +228,7 @@ async def test_ranges_hold_every_key_once(service: Service) -> None:
     await service.commands.set_paused("q0", paused=True, reason=None)
     with connect_sync(service.dsn, name="test") as connection:
         for parts in (1, 2, 7, 1_000):
-            ranges = filling.cut(connection, await service.log.head(), parts)
+            ranges = plan.cut(connection, await service.log.head(), parts)
             assert ranges[0].first.int == 0
             assert ranges[-1].last.int == 2**128 - 1
             assert all(a.last.int + 1 == b.first.int for a, b in pairwise(ranges))
