@@ -6,10 +6,9 @@ Nothing is re-run and nothing is published: only the fold is repeated. Reads go 
 one generation or the other. A rebuild that dies leaves an unread generation, which the next one resumes.
 """
 
-import sys
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
-from typing import Final, TextIO
+from typing import Final
 
 import psycopg
 from psycopg import Connection, IsolationLevel
@@ -25,11 +24,9 @@ from projector.filling import Access, Progress, RebuildInterrupted, fill, proces
 from projector.follower import BATCH_EVENTS, Follower
 from projector.generations import Generation
 from projector.leadership import Leadership
-from projector.meter import Meter
-from projector.parity import SHOWN, Snapshot, differences
+from projector.parity import Parity, Snapshot, compare
 from projector.resume import Begun, Say, begin
 from taskledger.postgres import SESSION, connect_sync
-from taskledger.settings import Settings
 
 MAINTENANCE: Final = f"{SESSION} -c statement_timeout=0 -c idle_in_transaction_session_timeout=0"
 """Comparing a big table takes as long as it takes, and holds up nobody."""
@@ -47,9 +44,15 @@ class Rebuilt:
     replaced: int | None
     """Retired: still kept up, and there to go back to, until it is pruned."""
     checkpoint: int
-    differences: tuple[str, ...]
-    """Where the replaced tables were not what the log says: the first 20. The log is the truth, so
-    they do not stop the switch."""
+    parity: Parity | None
+    """How the replaced tables compare at one checkpoint. The log is the truth, so that differences do not
+    stop the switch. None: there was nothing to compare with."""
+    compared_at: int = 0
+
+    @property
+    def differences(self) -> tuple[str, ...]:
+        """The first 20 places where the replaced tables were not what the log says."""
+        return () if self.parity is None else tuple(self.parity.differences)
 
 
 def rebuild(
@@ -75,7 +78,8 @@ def rebuild(
             )
             follower = Follower(connection, EventMapper(), replace(generation, checkpoint=filled))
             _catch_up(connection, follower, recorder, progress)
-            found = _prove(dsn, connection, follower)
+            parity = _prove(dsn, connection, follower)
+            compared_at = follower.checkpoint
             replaced = _switch(connection, follower, recorder)
         except (KeyboardInterrupt, RebuildInterrupted):
             say(f"generation {generation.number} is kept: the next `taskledger rebuild` resumes it")
@@ -84,7 +88,7 @@ def rebuild(
             _give_up(connection, leadership, generation)
             raise
         follower.announce()
-        return Rebuilt(generation.number, replaced, follower.checkpoint, tuple(found))
+        return Rebuilt(generation.number, replaced, follower.checkpoint, parity, compared_at)
 
 
 def _fill(
@@ -180,7 +184,7 @@ def _target(connection: Connection[TupleRow], recorder: PostgresTaskRecorder) ->
     return head if live is None else min(live.checkpoint, head)
 
 
-def _prove(dsn: str, connection: Connection[TupleRow], follower: Follower) -> list[str]:
+def _prove(dsn: str, connection: Connection[TupleRow], follower: Follower) -> Parity | None:
     """Compares all rows at one checkpoint: the live tables frozen in a snapshot, ours, which nobody
     else moves, brought to the very checkpoint of that snapshot."""
     with connect_sync(dsn, name="rebuild-parity", options=MAINTENANCE, autocommit=False) as frozen:
@@ -188,15 +192,16 @@ def _prove(dsn: str, connection: Connection[TupleRow], follower: Follower) -> li
         frozen.read_only = True
         live = generations.live(frozen)
         if live is None:
-            return []
+            return None
         while follower.step(upto=live.checkpoint):
             continue
         if follower.checkpoint != live.checkpoint:
-            return [f"the live generation was at position {live.checkpoint}, beyond the log"]
-        old = Snapshot(frozen, live.number)
+            beyond = f"the live generation was at position {live.checkpoint}, beyond the log"
+            return Parity(count=1, differences=[beyond])
+        old = Snapshot(frozen, live)
         with connection.transaction():
             connection.execute("set local enable_seqscan = on")
-            return differences(old, Snapshot(connection, follower.generation.number), shown=SHOWN)
+            return compare(old, Snapshot(connection, follower.generation))
 
 
 def _switch(
@@ -217,30 +222,3 @@ def _switch(
         follower.generation = replace(follower.generation, state="live")
         generations.set_state(connection, follower.generation, "live")
         return None if live is None else live.number
-
-
-def run(settings: Settings, *, prune: bool = False, go_back: bool = False) -> int:
-    """`taskledger rebuild [--prune|--rollback]`. Returns the exit code."""
-    dsn = settings.require_postgres()
-    out = sys.stdout
-    if go_back:
-        out.write(f"generation {rollback(dsn)} is live again\n")
-        return 0
-    done = rebuild(dsn, progress=Meter(sys.stderr) if sys.stderr.isatty() else None, say=_line_to(out))
-    if done.differences:
-        out.write("the old tables were not what the log says; now they are:\n")
-        out.writelines(f"  {line}\n" for line in done.differences)
-    else:
-        out.write("the old tables and the new ones were equal\n")
-    out.write(f"generation {done.generation} is live, at position {done.checkpoint}\n")
-    if prune:
-        out.writelines(f"generation {number} dropped\n" for number in drop_retired(dsn))
-    return 0
-
-
-def _line_to(out: TextIO) -> Say:
-    def say(line: str) -> None:
-        out.write(f"{line}\n")
-        out.flush()
-
-    return say

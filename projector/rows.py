@@ -113,3 +113,25 @@ def without_payload(row: TaskRow) -> TaskRow:
 
 def values_of(row: TaskRow, columns: Sequence[Column] = COLUMNS) -> list[Any]:
     return [column.value(row) for column in columns]
+
+
+PRIVATE: Final = frozenset(
+    (
+        *(column.name for column in COLUMNS if column.type == "bytea"),
+        *("correlation_id", "traceparent", "actor", "cancel_by", "cancel_reason", "changed_by", "reason"),
+    )
+)
+"""What clients and handlers have written: no report shows it."""
+_LONGEST: Final = 80
+
+
+def told(name: str, found: object, expected: object) -> str:
+    """How a report tells that a column is not what the log says."""
+    if name in PRIVATE:
+        return "is not what the log says"
+    return f"is {_cut(found)}, the log says {_cut(expected)}"
+
+
+def _cut(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"

@@ -25,7 +25,7 @@ from projector.follower import decode
 from projector.generations import Generation
 from projector.parking import NOTHING, Parked, parked
 from projector.rebuild import MAINTENANCE
-from projector.rows import COLUMNS, NAMES, values_of
+from projector.rows import COLUMNS, NAMES, PRIVATE, told, values_of
 from projector.view import queue_values, schema_name
 from taskledger.postgres import connect_sync
 from taskledger.settings import Settings
@@ -194,8 +194,7 @@ class _Comparison:
             return
         for column, ours, theirs in zip(COLUMNS, values_of(expected), found, strict=True):
             if ours != theirs:
-                shown = "differs" if column.type == "bytea" else f"is {theirs!s}, the log says {ours!s}"
-                self._report.add(f"task {task_id}: {column.name} {shown}")
+                self._report.add(f"task {task_id}: {column.name} {told(column.name, theirs, ours)}")
 
     def _compare_totals(self) -> None:
         counts = {key: (n,) for key, n in self._totals.counts.items() if n}
@@ -216,4 +215,12 @@ class _Comparison:
         for key in sorted(wanted.keys() | found.keys()):
             if wanted.get(key) != found.get(key):
                 name = "/".join(str(part) for part in key)
-                self._report.add(f"{table} {name}: is {found.get(key)}, the log says {wanted.get(key)}")
+                is_now, should_be = (_shown(names, values.get(key)) for values in (found, wanted))
+                self._report.add(f"{table} {name}: is {is_now}, the log says {should_be}")
+
+
+def _shown(names: Sequence[str], values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
+    if values is None:
+        return None
+    pairs = zip(names, values, strict=True)
+    return tuple("…" if name in PRIVATE and value is not None else value for name, value in pairs)

@@ -116,7 +116,7 @@ def rebuild(
     """Build the read tables afresh from the log, beside the live ones, and switch."""
     if prune and rollback:
         raise typer.BadParameter("there is no way back to what is dropped", param_hint="--prune")
-    _once("projector.rebuild", "rebuild", prune=prune, go_back=rollback)
+    _once("projector.rebuild_command", "rebuild", prune=prune, go_back=rollback)
 
 
 @app.command()

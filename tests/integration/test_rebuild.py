@@ -48,13 +48,14 @@ async def test_falsified_rows_are_named_and_put_right(service: Service) -> None:
     ids = await many_histories(service, count=10)
     project(service.dsn)
     before = table(service.dsn)
+    statuses = {r["id"]: r["status"] for r in before}
     execute(service.dsn, "update taskledger_read_g1.tasks set status = 'dead' where id = %s", ids[0])
     execute(service.dsn, "delete from taskledger_read_g1.tasks where id = %s", ids[1])
     execute(service.dsn, "update taskledger_read_g1.counts set tasks = tasks + 1 where kind = 'k0'")
 
     done = rebuild(service.dsn)
 
-    assert f"tasks {ids[0]}: the old row is not what the log says" in done.differences
+    assert f"tasks {ids[0]}: status is dead, the log says {statuses[ids[0]]}" in done.differences
     assert f"tasks {ids[1]}: the old table lacks the row" in done.differences
     assert any(line.startswith("counts default/") for line in done.differences)
     assert table(service.dsn) == before

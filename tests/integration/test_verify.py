@@ -8,7 +8,7 @@ import pytest
 from command_side.commands import CompleteTask, StartTask
 from events.errors import SchemaNotReady
 from projector.rebuild import rebuild
-from projector.rebuild import run as run_rebuild
+from projector.rebuild_command import run as run_rebuild
 from projector.verify import inspect, run, verify
 from taskledger.settings import PostgresSettings, Settings
 from tests.integration.projection import execute, many_histories, project
@@ -51,12 +51,13 @@ async def test_a_falsified_row_is_found_and_put_right_by_rebuild(
     assert run(settings) == 1
     found = capsys.readouterr().out
     assert f"task {task.id}: status is completed, the log says queued" in found
-    assert f"task {task.id}: payload differs" in found
+    assert f"task {task.id}: payload is not what the log says" in found
     assert "2 differences" in found
 
     assert run_rebuild(settings, prune=True) == 0
     found = capsys.readouterr().out
-    assert f"tasks {task.id}: the old row is not what the log says" in found
+    assert f"tasks {task.id}: status is completed, the log says queued\n" in found
+    assert f"tasks {task.id}: payload is not what the log says\n" in found
     assert "generation 1 dropped" in found
     assert run(settings) == 0
 
