@@ -447,6 +447,9 @@ async def test_health_and_documents(service: Service, api: httpx.AsyncClient) ->
         "/queues",
         "/kinds",
         "/workers",
+        "/webhooks",
+        "/webhooks/{webhook_id}",
+        "/webhooks/{webhook_id}/deliveries",
         "/health/live",
         "/health/ready",
     }
