@@ -13,6 +13,8 @@ TaskledgerError
 ├── ConcurrencyConflict        the task changed five times while we decided (HTTP 409)
 ├── LogRewound                 a position of another log, or one from before a restore (HTTP 409)
 ├── MalformedPosition          what should be a position token is none (HTTP 400)
+├── MalformedHead              what should be a head of the tree over the log is none (HTTP 400)
+├── ArchiveRefused             a file that cannot be imported, or a log that takes none
 ├── LogError                   the log holds something this release cannot use; followers stop and say so
 │   ├── UnknownEvent           a `Task…` topic, or a version of one, that this release does not know
 │   └── UndecodableEvent       a known topic whose state cannot be read
@@ -91,6 +93,15 @@ class LogRewound(TaskledgerError):
 class MalformedPosition(TaskledgerError):
     code = "malformed_position"
     status = 400
+
+
+class MalformedHead(TaskledgerError):
+    code = "malformed_head"
+    status = 400
+
+
+class ArchiveRefused(TaskledgerError):
+    code = "archive_refused"
 
 
 class LogError(TaskledgerError):

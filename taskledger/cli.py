@@ -25,6 +25,7 @@ SIDES: Final = {
     "worker": "command_side.worker.main",
     "projector": "projector.main",
     "webhooks": "command_side.webhooks.main",
+    "sealer": "projector.sealer",
 }
 """Process -> the module whose `run(settings)` it is."""
 
@@ -104,6 +105,12 @@ def projector() -> None:
 def webhooks() -> None:
     """Tell others over HTTP what happened to tasks. One leads, others stand by."""
     _run("webhooks")
+
+
+@app.command()
+def sealer() -> None:
+    """Keep the signed tree over the log, by which a changed event is found. One leads, others stand by."""
+    _run("sealer")
 
 
 @app.command()

@@ -119,11 +119,19 @@ class WebhookSettings(_Section):
 
 
 class HealthSettings(_Section):
-    """Of the processes that have no API: dispatcher, worker, projector, webhooks."""
+    """Of the processes that have no API: dispatcher, worker, projector, webhooks, sealer."""
 
     host: str = "127.0.0.1"
     port: Port = 0
     """0: none. `up` needs none; two processes on one machine need two."""
+
+
+class ProofSettings(_Section):
+    """Of the tree over the log."""
+
+    signing_key_file: Path | None = None
+    """Holds the Ed25519 key (PEM) that signs its heads. None: `up` makes one in the data folder; without
+    one, heads are not signed."""
 
 
 class ExternalKind(_Section):
@@ -152,6 +160,7 @@ class Settings(BaseSettings):
     worker: WorkerSettings = WorkerSettings()
     health: HealthSettings = HealthSettings()
     webhooks: WebhookSettings = WebhookSettings()
+    proof: ProofSettings = ProofSettings()
     handlers: tuple[str, ...] = ("examples.handlers",)
     """Modules whose import registers kinds; workers and both APIs load them."""
     external_kinds: dict[Name, ExternalKind] = {}

@@ -30,6 +30,7 @@ from taskledger.health import ask
 from taskledger.lifecycle import EXIT_REFUSED
 from taskledger.servers import Servers, only_one, webhook_secret
 from taskledger.settings import Settings
+from taskledger.signing_key import SIGNING_KEY_FILE, make_key
 from taskledger.telemetry import get_logger
 
 REACH_SECONDS: Final = 10.0
@@ -115,7 +116,11 @@ class Supervisor:
         self._children = [self._child(label, command, env) for label, command in self._plan()]
         for child in self._children:
             child.start()
+        key = str(make_key(self._settings))
         self._await_ready(urls)
+        # Nobody waits for it: it does not make the start longer.
+        self._children.append(self._child("sealer", "sealer", {**env, SIGNING_KEY_FILE: key}))
+        self._children[-1].start()
         self._say(_welcome(urls, self._servers.names, str(self._settings.data_dir)))
 
     def _prepare_database(self, found: dict[str, str]) -> None:
@@ -220,7 +225,11 @@ class Supervisor:
 
     def _stop(self) -> None:
         forced = False
-        for stage in (("command-api", "query-api"), ("worker",), ("projector", "dispatcher", "webhooks")):
+        for stage in (
+            ("command-api", "query-api"),
+            ("worker",),
+            ("projector", "dispatcher", "webhooks", "sealer"),
+        ):
             patience = PATIENCE_SECONDS + (
                 self._settings.worker.drain_seconds if stage == ("worker",) else 0
             )
