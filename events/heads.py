@@ -81,6 +81,9 @@ class Note:
     head: Head
     signatures: Sequence[bytes]
 
+    text: str
+    """All of it, as it was written."""
+
     @classmethod
     def parse(cls, text: str) -> "Note":
         """Raises MalformedHead for what note_of() would not have written."""
@@ -96,7 +99,7 @@ class Note:
             raise MalformedHead("this is no head of a task log") from None
         if head.text != f"{body}\n":
             raise MalformedHead("this head is not spelt as it was signed")
-        return cls(head, signatures)
+        return cls(head, signatures, text)
 
 
 def note_of(head: Head, signer: Signer | None) -> str:

@@ -9,7 +9,7 @@ from psycopg.rows import TupleRow
 
 from events.errors import LogRewound
 from events.heads import Head, Signer, note_of
-from events.merkle import HASH_BYTES, Span, TileId, edge_of, grow, root_of
+from events.merkle import Span, TileId, edge_of, grow, root_of
 from events.tracking import advance, checkpoint
 from projector.tree import CHECKPOINT, read_leaves, read_tiles, write_tiles
 
@@ -49,16 +49,18 @@ class TreeBuilder:
         upto = min(head, self.size + BATCH_EVENTS)
         if upto <= self.size:
             return 0
-        leaves = read_leaves(self._connection, self.size, upto, size=BATCH_BYTES)
-        if leaves.gap is not None and not leaves.hashes:
+        leaves: list[bytes] = []
+        found = self.size
+        for position, leaf in read_leaves(self._connection, self.size, upto, size=BATCH_BYTES):
+            found = max(found, position)
+            if position == self.size + len(leaves) + 1:
+                leaves.append(leaf)
+        if not leaves:
             raise LogRewound(
-                f"position {leaves.gap} follows {self.size} in the log: run `taskledger verify`"
+                f"the log has no event {self.size + 1} before {found}: run `taskledger verify`"
             )
-        count = len(leaves.hashes) // HASH_BYTES
-        if not count:
-            raise LogRewound(f"the log ends at {self.size}, where it had {head} events a moment ago")
-        self._store(tag, self.size + count, bytes(leaves.hashes))
-        return count
+        self._store(tag, self.size + len(leaves), b"".join(leaves))
+        return len(leaves)
 
     def _store(self, tag: str, size: int, leaves: bytes) -> None:
         changed = grow(self.size, self._edge, leaves)

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Collection, Generator, Mapping
-from dataclasses import dataclass
 from typing import Final
 
 from psycopg import Connection
@@ -39,35 +38,17 @@ on conflict (level, number) do update set hashes = excluded.hashes
 UNBOUNDED: Final = 2**62
 
 
-@dataclass(slots=True)
-class Leaves:
-    """Hashes of the events that follow each other without a gap."""
-
-    hashes: bytearray
-    gap: int | None = None
-    """A position that does not follow the one before, where the hashes end."""
-
-
 def read_leaves(
     connection: Connection[TupleRow], after: int, upto: int, *, size: int = UNBOUNDED
-) -> Leaves:
-    """Of the events above position `after`, not beyond `upto`; ends early once their states have more
-    than `size` bytes."""
-    found = Leaves(bytearray())
-    expected = after
+) -> Generator[tuple[int, bytes]]:
+    """Position and hash of each event above position `after`, not beyond `upto`; ends early once their
+    states have more than `size` bytes. To be read to its end."""
     sha256 = hashlib.sha256
     with connection.cursor().copy(_LEAVES.encode(), (after, upto, size)) as rows:
         for row in rows:
             read = leaf_of_copy(bytes(row))
-            if read is None or found.gap is not None:
-                continue
-            position, leaf = read
-            expected += 1
-            if position != expected:
-                found.gap = position
-                continue
-            found.hashes += sha256(b"\0" + leaf).digest()
-    return found
+            if read is not None:
+                yield read[0], sha256(b"\0" + read[1]).digest()
 
 
 def read_tiles(connection: Connection[TupleRow], wanted: Collection[TileId]) -> dict[TileId, bytes]:
@@ -86,12 +67,3 @@ def write_tiles(connection: Connection[TupleRow], tiles: Mapping[TileId, bytes])
         array("bytea", list(tiles.values())),
     )
     connection.execute(_WRITE.encode(), columns)
-
-
-def each_tile(connection: Connection[TupleRow]) -> Generator[tuple[TileId, bytes]]:
-    """All that there are, by level and number; within the caller's transaction."""
-    with connection.cursor(name="tiles", binary=True) as cursor:
-        cursor.itersize = 500
-        cursor.execute(b"select level, number, hashes from taskledger_proof.tiles order by level, number")
-        for level, number, hashes in cursor:
-            yield TileId(level, number), bytes(hashes)

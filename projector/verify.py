@@ -1,4 +1,4 @@
-"""`taskledger verify`: is the log sound, and is the read table what the log says?
+"""`taskledger verify`: is the log sound and still what was sealed, and is the read table what it says?
 
 One snapshot for everything. Events and rows are read side by side in the order of their ids, so that
 memory does not grow with the log.
@@ -8,14 +8,18 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, takewhile
+from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
 
+import orjson
 from psycopg import Connection, IsolationLevel
 from psycopg.rows import TupleRow
 
 from events.append import RecordedEvent
 from events.codec import EventMapper
+from events.errors import ConfigurationError
+from events.heads import Note, PublicKey
 from events.ids import as_uuid
 from events.migrate import check_schema
 from projector import generations
@@ -26,9 +30,11 @@ from projector.generations import Generation
 from projector.parking import NOTHING, Parked, parked
 from projector.rebuild import MAINTENANCE
 from projector.rows import COLUMNS, NAMES, PRIVATE, told, values_of
+from projector.verify_tree import Sealed, verify_tree
 from projector.view import queue_values, schema_name
 from taskledger.postgres import connect_sync
 from taskledger.settings import Settings
+from taskledger.signing_key import public_keys
 
 SHOWN: Final = 100
 
@@ -57,6 +63,7 @@ class Report:
     """The first 100."""
     parked: Parked = NOTHING
     """What the read tables pass over as told: no difference."""
+    sealed: Sealed = field(default_factory=Sealed)
 
     def add(self, difference: str) -> None:
         self.count += 1
@@ -64,8 +71,9 @@ class Report:
             self.differences.append(difference)
 
 
-def inspect(dsn: str) -> Report:
-    """Raises psycopg errors, and SchemaNotReady on a database that is not migrated."""
+def inspect(dsn: str, keys: Sequence[PublicKey] = (), kept: Note | None = None) -> Report:
+    """Heads of the tree should be signed with one of the `keys`, if any; `kept` is a head from elsewhere.
+    Raises psycopg errors, and SchemaNotReady on a database that is not migrated."""
     with connect_sync(dsn, name="verify", options=MAINTENANCE, autocommit=False) as connection:
         connection.isolation_level = IsolationLevel.REPEATABLE_READ
         connection.read_only = True
@@ -74,7 +82,8 @@ def inspect(dsn: str) -> Report:
         report = Report(
             checkpoint=0 if generation is None else generation.checkpoint, parked=parked(connection)
         )
-        _check_order(connection, report)
+        head = _check_order(connection, report)
+        report.sealed = verify_tree(connection, keys, report.add, head=head, kept=kept)
         if generation is None:
             report.add("there is no live generation of the read tables")
         elif not generation.is_ours:
@@ -84,15 +93,16 @@ def inspect(dsn: str) -> Report:
         return report
 
 
-def verify(dsn: str) -> int:
+def verify(dsn: str, keys: Sequence[PublicKey] = (), kept: Note | None = None) -> int:
     """Prints what inspect() finds; returns the exit code: 1 on any difference."""
-    report = inspect(dsn)
+    report = inspect(dsn, keys, kept)
     out = sys.stdout
     out.writelines(f"{line}\n" for line in report.differences)
     if report.count > len(report.differences):
         out.write(f"… and {report.count - len(report.differences)} more\n")
     for event in report.parked.events:
         out.write(f"parked: {event}, by {event.by} at {event.at:%Y-%m-%d %H:%M} UTC: {event.reason}\n")
+    out.writelines(f"{line}\n" for line in _about_seals(report, kept))
     verdict = f"{report.count} differences" if report.count else "no difference"
     if report.parked.events:
         verdict += f", {len(report.parked.events)} parked"
@@ -100,12 +110,32 @@ def verify(dsn: str) -> int:
     return 1 if report.count else 0
 
 
-def run(settings: Settings) -> int:
-    """`taskledger verify`. Returns the exit code."""
-    return verify(settings.require_postgres())
+def run(settings: Settings, *, head: Path | None = None, public_key: Path | None = None) -> int:
+    """`taskledger verify`. Returns the exit code. Raises ConfigurationError for a key that is none, and
+    MalformedHead."""
+    kept = None if head is None else Note.parse(_note_in(head))
+    return verify(settings.require_postgres(), public_keys(settings, public_key), kept)
 
 
-def _check_order(connection: Connection[TupleRow], report: Report) -> None:
+def _note_in(path: Path) -> str:
+    """A head as `GET /proof/head` answers it, or the note alone."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        return str(orjson.loads(text)["note"]) if text.startswith("{") else text
+    except (OSError, ValueError, LookupError, TypeError):
+        raise ConfigurationError(f"{path} holds no head as GET /proof/head answers it") from None
+
+
+def _about_seals(report: Report, kept: Note | None) -> Iterator[str]:
+    sealed = report.sealed
+    yield from sealed.remarks
+    if sealed.size or kept is not None:
+        signed = {True: "signed", False: "NOT signed with the key at hand", None: "signature not checked"}
+        yield f"{sealed.size} of {report.events} events are sealed, {signed[sealed.signed]}"
+
+
+def _check_order(connection: Connection[TupleRow], report: Report) -> int:
+    """Returns the log's head."""
     row = connection.execute(_HEAD).fetchone()
     report.events, head = (0, 0) if row is None else (int(row[0]), int(row[1]))
     if report.checkpoint > head:
@@ -115,6 +145,7 @@ def _check_order(connection: Connection[TupleRow], report: Report) -> None:
             report.add(f"log: position {position} follows {previous}")
         if fell:
             report.add(f"log: recorded_at falls at position {position}")
+    return head
 
 
 class _Comparison:

@@ -80,6 +80,17 @@ def load_public(path: Path) -> PublicKey:
     return _public(key)
 
 
+def public_keys(settings: Settings, given: Path | None = None) -> list[PublicKey]:
+    """With which heads should be signed: the one in the file `given`, or the one that is set; none without
+    either. Raises ConfigurationError as load_public()."""
+    private = key_file(settings)
+    if given is None and private is not None:
+        given = public_file(private)
+        if not given.exists():
+            return [load_signer(private).key]
+    return [] if given is None else [load_public(given)]
+
+
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()

@@ -8,7 +8,7 @@ import pytest
 from events.errors import CheckpointConflict, ConfigurationError, LogRewound, MalformedHead
 from events.heads import Head, Note, note_of
 from events.leaf import leaf_of
-from events.merkle import EMPTY_ROOT, leaf_hash, split
+from events.merkle import EMPTY_ROOT, leaf_hash
 from projector import seal as seal_module
 from projector.seal import TreeBuilder
 from projector.tree import read_leaves
@@ -42,8 +42,8 @@ async def test_a_row_of_a_copy_is_the_leaf(service: Service) -> None:
     await service.commands.set_paused("mail", paused=True, reason="grüße")
     await many_histories(service, count=5)
     with connect_sync(service.dsn, name="test") as connection:
-        found = read_leaves(connection, 0, await service.log.head())
-    assert split(bytes(found.hashes)) == [leaf_hash(leaf) for leaf in await stored(service)]
+        found = [leaf for _, leaf in read_leaves(connection, 0, await service.log.head())]
+    assert found == [leaf_hash(leaf) for leaf in await stored(service)]
 
 
 async def test_it_grows_in_steps_and_over_tiles(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +98,7 @@ async def test_two_builders_do_not_write_the_same_events(service: Service) -> No
 async def test_it_does_not_seal_over_a_gap(service: Service) -> None:
     await many_histories(service, count=3)
     execute(service.dsn, "delete from taskledger.task_events where notification_id = 3")
-    with pytest.raises(LogRewound, match="position 4 follows 2"):
+    with pytest.raises(LogRewound, match="no event 3 before"):
         seal(service.dsn)
     assert newest(service.dsn).head.size == 2
 
