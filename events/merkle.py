@@ -61,6 +61,26 @@ def fold_right(roots: Sequence[bytes]) -> bytes:
     return root
 
 
+class TreeHead:
+    """The root over leaves that come one by one; keeps no more than the subtrees it consists of."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._roots: list[bytes] = []
+
+    def add(self, leaf: bytes) -> None:
+        root = leaf_hash(leaf)
+        carry = self.size
+        while carry & 1:
+            root = node_hash(self._roots.pop(), root)
+            carry >>= 1
+        self._roots.append(root)
+        self.size += 1
+
+    def root(self) -> bytes:
+        return fold_right(self._roots) if self._roots else EMPTY_ROOT
+
+
 def inclusion_path(index: int, size: int) -> list[Span]:
     """The subtrees whose roots prove leaf `index` in the tree of `size` leaves, from the leaf upwards."""
     path: list[Span] = []

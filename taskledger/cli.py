@@ -8,7 +8,9 @@ import importlib
 import logging
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
+from uuid import UUID
 
 import typer
 
@@ -127,9 +129,37 @@ def rebuild(
 
 
 @app.command()
-def verify() -> None:
-    """Check the log, and the read tables against a fresh fold of it. Exit code 1: differences."""
-    _once("projector.verify", "verify")
+def verify(
+    head: Annotated[
+        Path | None, typer.Option(help="A head that was kept elsewhere, as GET /proof/head answered it.")
+    ] = None,
+    public_key: Annotated[
+        Path | None, typer.Option(help="With which heads should be signed, if not the key that is set.")
+    ] = None,
+) -> None:
+    """Check the log, what was sealed of it, and the read tables against a fresh fold of it. Exit code 1:
+    differences."""
+    _once("projector.verify", "verify", head=head, public_key=public_key)
+
+
+@app.command()
+def export(
+    file: Annotated[Path | None, typer.Argument(help="Standard output if there is none.")] = None,
+    task: Annotated[UUID | None, typer.Option(help="The id of one task.")] = None,
+    whole: Annotated[bool, typer.Option("--all", help="The whole log.")] = False,
+) -> None:
+    """Write the log, or one task of it, as lines of JSON: every event, byte for byte as it is stored."""
+    if (task is None) is not whole:
+        raise typer.BadParameter("either --task ID or --all", param_hint="--task")
+    _once("taskledger.archives", "export", "run_export", task_id=task, file=file)
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="As `taskledger export` wrote it.")],
+) -> None:
+    """Fill an empty log with what was exported. All or nothing; the log gets a new tag."""
+    _once("taskledger.archives", "import", "run_import", file=file)
 
 
 @app.command()
@@ -212,13 +242,13 @@ def _run(process: str) -> None:
     os._exit(code or 0)
 
 
-def _once(module: str, process: str, **options: Any) -> None:
+def _once(module: str, process: str, entry: str = "run", **options: Any) -> None:
     """A command that needs the database now and does not wait for it."""
     from psycopg import OperationalError
 
     settings = _prepare(process)
     try:
-        code = _side(module).run(settings, **options)
+        code = getattr(_side(module), entry)(settings, **options)
     except OperationalError as error:
         raise StoreUnavailable(f"PostgreSQL does not answer: {error}") from error
     raise typer.Exit(code or 0)
