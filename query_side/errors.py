@@ -7,13 +7,16 @@ TaskledgerError
     ├── MalformedCursor    400  not a cursor of this list, of these filters, of this log
     ├── InvalidQuery       422  well-formed, but asks for something that cannot be
     └── AsOfOutOfReach     422  a time or position of which the log cannot tell any more, or could not yet
+
+Unavailable
+└── NotSealedYet           503  the sealer has not come to what a proof is asked of
 """
 
 # ruff: noqa: N818  names say what is wrong, as in events.errors
 
 from dataclasses import dataclass
 
-from events.errors import TaskledgerError
+from events.errors import TaskledgerError, Unavailable
 
 
 class QueryRejected(TaskledgerError):
@@ -65,3 +68,11 @@ class InvalidQuery(QueryRejected):
 class AsOfOutOfReach(QueryRejected):
     code = "as_of_out_of_reach"
     status = 422
+
+
+class NotSealedYet(Unavailable):
+    code = "not_sealed_yet"
+
+    def __init__(self, position: int) -> None:
+        what = f"position {position}" if position else "anything"
+        super().__init__(f"the sealer has not sealed {what} yet: `taskledger sealer` does")

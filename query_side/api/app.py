@@ -12,6 +12,7 @@ from events.errors import LogRewound, SchemaNotReady, Unavailable
 from events.migrate import newest_revision
 from events.witness import LOOK, Witness
 from query_side.api.overview_routes import overview_routes
+from query_side.api.proof_routes import proof_routes
 from query_side.api.task_routes import task_routes
 from query_side.api.webhook_routes import webhook_routes
 from query_side.cursor import Signers
@@ -20,6 +21,7 @@ from query_side.history import History
 from query_side.moments import Moments
 from query_side.overview import Overview, kinds
 from query_side.past import Past
+from query_side.proof import Proofs
 from query_side.reaching import Reaching
 from query_side.read_model import ReadModel, statement
 from query_side.tasks import Tasks
@@ -90,6 +92,7 @@ def create_app(settings: Settings, registry: Registry | None = None) -> FastAPI:
             Explanations(model, history, settings.external_kinds.keys()),
         )
     )
+    app.include_router(proof_routes(Proofs(model)))
     app.include_router(overview_routes(Overview(model), kinds(registry, settings.external_kinds)))
     asking = ReadModel(pool, budget_seconds=_READY_SECONDS)
     witness = Witness()

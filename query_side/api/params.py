@@ -5,14 +5,16 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final
+from uuid import UUID
 
 from fastapi import Query, Request
 from pydantic import BeforeValidator
 from pydantic_core import PydanticCustomError
 
+from events.ids import parse_task_id
 from events.position import PositionToken
 from events.task_state import Status
-from query_side.errors import InvalidQuery
+from query_side.errors import InvalidQuery, TaskNotFound
 from query_side.history import FeedStart
 from query_side.moments import AsOf
 
@@ -78,6 +80,12 @@ def _decimal(value: Any) -> Any:
     return value
 
 
+def _size(value: Any) -> Any:
+    if isinstance(value, str) and not re.fullmatch(r"[0-9]{1,18}", value, re.ASCII):
+        raise PydanticCustomError("digits", "Input should be a whole number")
+    return value
+
+
 _NAME: Final = r"^[a-z][a-z0-9_.-]{0,63}$"
 
 StatusParam = Annotated[Status | None, Query()]
@@ -106,6 +114,19 @@ AsOfParam = Annotated[
 AfterParam = Annotated[
     str, Query(max_length=40, description="`start`, `now` or a position token: events above it.")
 ]
+
+
+SizeParam = Annotated[
+    int, BeforeValidator(_size), Query(alias="from", ge=1, description="The `size` of an older head.")
+]
+
+
+def known_task(task_id: str) -> UUID:
+    """Only the canonical spelling of an id is one: anything else is nobody's. Raises TaskNotFound."""
+    found = parse_task_id(task_id)
+    if found is None:
+        raise TaskNotFound
+    return found
 
 
 def only(*names: str, repeated: str = "") -> Callable[[Request], Awaitable[None]]:

@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from events.task_events import Priority, TaskError
 from events.task_state import Status
@@ -210,3 +210,49 @@ class Deliveries(BaseModel):
     deliveries: list[Delivery]
     next: str | None
     """null on the last page; else `before` of the next one."""
+
+
+class ProofHead(BaseModel):
+    log: str
+    size: int
+    """How many events from the first one on it is over."""
+    position: str
+    root: str
+    """SHA-256 in base64, as all hashes here."""
+    sealed_at: datetime
+    signed: bool
+    """False: the sealer has no key."""
+    note: str
+    """What is signed, and the signature: c2sp.org/tlog-checkpoint."""
+
+
+class ProvedEvent(BaseModel):
+    """With the very fields that are hashed: see examples/check_proof.py."""
+
+    position: int
+    originator_id: UUID
+    version: int
+    topic: str
+    recorded_at: datetime
+    tenant: str
+    kind: str
+    queue: str
+    state: str | None = None
+    state_base64: str | None = None
+    """In place of `state` where that is no text."""
+    leaf_hash: str
+    path: list[str]
+    """From the leaf upwards: RFC 9162, section 2.1.3."""
+
+
+class TaskProof(BaseModel):
+    task_id: UUID
+    head: ProofHead
+    events: list[ProvedEvent]
+
+
+class Consistency(BaseModel):
+    from_: int = Field(alias="from")
+    head: ProofHead
+    path: list[str]
+    """RFC 9162, section 2.1.4."""

@@ -1,12 +1,10 @@
 """GET /tasks, /tasks/{id}, /tasks/{id}/events, /tasks/{id}/explain, /dead-letters, /events."""
 
 from typing import Any, Final
-from uuid import UUID
 
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
-from events.ids import parse_task_id
 from events.position import PositionToken
 from query_side.api import schemas
 from query_side.api.answers import answer, plain, tagged
@@ -24,12 +22,13 @@ from query_side.api.params import (
     TagParam,
     WaitParam,
     feed_start,
+    known_task,
     only,
 )
 from query_side.api.params import (
     as_of as parse_as_of,
 )
-from query_side.errors import InvalidQuery, TaskNotFound
+from query_side.errors import InvalidQuery
 from query_side.explain.gather import Explanations
 from query_side.history import History
 from query_side.past import Past
@@ -113,7 +112,7 @@ def task_routes(tasks: Tasks, past: Past, history: History, explanations: Explan
         min_position: PositionParam = None,
         as_of: AsOfParam = None,
     ) -> Response:
-        known = _known(task_id)
+        known = known_task(task_id)
         token = None if min_position is None else PositionToken.parse(min_position)
         if as_of is None:
             snapshot, task = await tasks.get(known, min_position=token, wait_seconds=wait_seconds)
@@ -130,7 +129,7 @@ def task_routes(tasks: Tasks, past: Past, history: History, explanations: Explan
         dependencies=[Depends(only())],
     )
     async def task_events(task_id: str) -> Response:
-        snapshot, events = await history.events(_known(task_id))
+        snapshot, events = await history.events(known_task(task_id))
         return answer(snapshot, {"events": events})
 
     @router.get(
@@ -140,7 +139,7 @@ def task_routes(tasks: Tasks, past: Past, history: History, explanations: Explan
         dependencies=[Depends(only())],
     )
     async def explain(task_id: str) -> Response:
-        snapshot, explanation = await explanations.of(_known(task_id))
+        snapshot, explanation = await explanations.of(known_task(task_id))
         return answer(snapshot, explanation)
 
     @router.get(
@@ -155,11 +154,3 @@ def task_routes(tasks: Tasks, past: Past, history: History, explanations: Explan
         return plain({"events": feed.events, "next": feed.next, "head": feed.head})
 
     return router
-
-
-def _known(task_id: str) -> UUID:
-    """Only the canonical spelling of an id is one: anything else is nobody's."""
-    found = parse_task_id(task_id)
-    if found is None:
-        raise TaskNotFound
-    return found
