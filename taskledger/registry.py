@@ -158,6 +158,14 @@ def load_registry(modules: Sequence[str]) -> Registry:
     return Registry(tuple(modules), kinds)
 
 
+def kind_of(handler: Callable[..., Any]) -> Kind:
+    """What `@task` made of a function. Raises ConfigurationError for one that it has not decorated."""
+    kind = getattr(handler, _ATTRIBUTE, None)
+    if not isinstance(kind, Kind):
+        raise ConfigurationError("this is no function decorated with @task")
+    return kind
+
+
 def _import(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
