@@ -4,11 +4,11 @@ from pathlib import Path
 
 from alembic import op
 
-revision = "0004"
-down_revision = "0002"
+revision = "0005"
+down_revision = "0004"
 
 _SQL = Path(__file__).parent.parent / "sql"
-_FILES = ("0004_proof.sql", "0004_import.sql")
+_FILES = ("0005_proof.sql", "0005_import.sql")
 
 
 def upgrade() -> None:
