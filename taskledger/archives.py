@@ -32,7 +32,7 @@ def run_export(settings: Settings, *, task_id: UUID | None, file: Path | None) -
             sys.stdout.buffer.flush()
         else:
             events = _write(file, lines) - _FIRST_AND_LAST
-            sys.stderr.write(f"{events} events exported to {file}\n")
+            sys.stdout.write(f"{events} events exported to {file}\n")
     return 0
 
 

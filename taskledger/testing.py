@@ -75,9 +75,9 @@ class Incident:
         return Incident(earlier)
 
     def run(self, handler: Callable[..., Any], *, attempt: int | None = None) -> Any:
-        """What the handler (a function with `@task`) returns for this payload now: the payload goes through
-        its type as in a worker, and what the handler raises is raised. `attempt` is the one it is told;
-        the last one that started, if not given. Raises ConfigurationError for what is no handler, and
+        """The result, as plain JSON, that the handler (a function with `@task`) has for this payload now:
+        both go through its types, and what it raises is raised. `attempt` is the one it is told; the last
+        one that started, if not given. Raises ConfigurationError for what is no handler, and
         pydantic ValidationError for a payload that its type refuses."""
         kind = kind_of(handler)
         state = self.state
@@ -91,7 +91,8 @@ class Incident:
             created_at=state.created_at,
         )
         result = handler(payload, context) if kind.takes_context else handler(payload)
-        return asyncio.run(result) if inspect.iscoroutine(result) else result
+        value = asyncio.run(result) if inspect.iscoroutine(result) else result
+        return kind.result_adapter.dump_python(value, mode="json")
 
 
 def load_incident(path: str | Path) -> Incident:

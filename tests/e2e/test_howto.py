@@ -46,6 +46,7 @@ def test_every_example_prints_what_it_says(
     page: Path, running: tuple[Up, dict[str, str]], tmp_path: Path
 ) -> None:
     process, environment = running
+    (tmp_path / "examples").symlink_to(examples.ROOT / "examples")  # as beside a checkout
     script = examples.one_script(*process.urls, page)
     examples.check(shell(script, folder=tmp_path, within=120, **environment), page)
 

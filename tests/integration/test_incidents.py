@@ -1,5 +1,8 @@
 """A task that failed in production becomes a regression test: its history, its handler, its decisions."""
 
+import asyncio
+import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,6 +30,7 @@ from tests.integration.projection import append_raw
 from tests.integration.query import settings_for
 from tests.support import Service
 
+ROOT = Path(__file__).parents[2]
 AT_ONCE = RetryPolicy(base_seconds=0.0)
 ERROR = TaskError(type="ZeroDivisionError", message="division by zero")
 
@@ -99,7 +103,7 @@ def test_the_handler_runs_on_the_payload_that_was_sent(incident: Incident) -> No
     with pytest.raises(ZeroDivisionError):
         incident.run(broken)
     assert incident.run(repaired) == 7
-    assert incident.run(with_context) == (2, "price", str(incident.task_id))
+    assert incident.run(with_context) == [2, "price", str(incident.task_id)]
     assert incident.before(2).run(with_context, attempt=5)[0] == 5
     with pytest.raises(ValidationError):
         incident.run(stricter)
@@ -134,6 +138,25 @@ def test_what_is_not_so_is_told(incident: Incident) -> None:
         failed.then_refused(WrongState)
     with pytest.raises(AssertionError, match="refused: AttemptSuperseded"):
         given(incident.before(6)).when(CompleteTask(1, None)).then(happened(TaskStarted))
+
+
+async def test_the_example_of_the_page_is_such_a_test(service: Service, tmp_path: Path) -> None:
+    page = (ROOT / "docs/howto/export-import.md").read_text()
+    example = tmp_path / "test_incident.py"
+    example.write_text("\n".join(re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)))
+    order = await service.create(kind="title_check", payload={"title": "odd", "delay_seconds": 0})
+    await service.execute(order.id, StartTask(holder="h", worker="w"))
+    await service.execute(order.id, FailTask(attempt=1, cause="discarded", error=ERROR))
+    file = tmp_path / "incident.ndjson"
+    run_export(settings_for(service.dsn), task_id=order.id, file=file)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "pytest", "-q", "-p", "no:randomly", "-p", "no:xdist", example.name),
+        cwd=tmp_path,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    said, _ = await process.communicate()
+    assert b"taskledger.context.Discard: the title has an odd number of characters" in said, said
+    assert b"1 failed, 1 passed" in said, said
 
 
 async def test_what_is_no_exported_task_is_refused(service: Service, tmp_path: Path) -> None:
