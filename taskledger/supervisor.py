@@ -67,7 +67,8 @@ class Supervisor:
         # The only queue whose put() may be called from a signal handler.
         self._mailbox: SimpleQueue[_Message] = SimpleQueue()
         self._output = threading.Lock()
-        self._has_webhooks = False
+        # On servers that are not ours there is no folder of ours to keep a secret in.
+        self._has_webhooks = bool(settings.webhook_secrets() or self._servers.names)
         self._json = settings.log_format == "json" or (
             settings.log_format == "auto" and not sys.stderr.isatty()
         )
@@ -131,12 +132,9 @@ class Supervisor:
         _logger.info("database is migrated", revision=revision)
 
     def _webhook_secret(self) -> dict[str, str]:
-        """The setting that names a secret of our own, made at the first start, if none is given. On
-        servers that are not ours there is no folder of ours to keep one in: then there are no webhooks."""
-        self._has_webhooks = bool(self._settings.webhook_secrets())
-        if self._has_webhooks or not self._servers.names:
+        """The setting that names a secret of our own, made at the first start, where none is given."""
+        if self._settings.webhook_secrets() or not self._has_webhooks:
             return {}
-        self._has_webhooks = True
         return {"TASKLEDGER__WEBHOOKS__SECRET_FILE": str(webhook_secret(self._settings.data_dir))}
 
     def _plan(self) -> list[tuple[str, str]]:

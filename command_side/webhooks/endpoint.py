@@ -40,6 +40,9 @@ class EndpointLoop:
         self._disable = disable
         self._database = database
         self._wake = asyncio.Event()
+        self._unrecorded: Sequence[Result] = ()
+        """Attempts that were made and are not written down: until they are, nothing more is sent, so that a
+        database which takes no writes does not make us send the same over and over."""
         self._take(kept)
 
     def change(self, kept: Kept) -> None:
@@ -67,6 +70,7 @@ class EndpointLoop:
 
     async def turn(self) -> float:
         """Sends what is due, as much as may be under way at once. Returns how long to wait then."""
+        await self._record()
         if (left := self._paused_until - time.monotonic()) > 0:
             return left
         limit = 1 if self._failures else self._parts.concurrency
@@ -93,10 +97,11 @@ class EndpointLoop:
         except asyncio.CancelledError:
             await self._leave(attempts)
             raise
-        await self._record([a.result() for a in attempts])
+        self._unrecorded = [a.result() for a in attempts]
+        await self._record()
 
     async def _leave(self, attempts: Sequence[asyncio.Task[Result]]) -> None:
-        ended = [a.result() for a in attempts if a.done()]
+        self._unrecorded = [a.result() for a in attempts if a.done()]
         for a in attempts:
             a.cancel()
         await asyncio.wait(attempts)
@@ -104,15 +109,16 @@ class EndpointLoop:
             until(time.monotonic() + LEAVE_SECONDS),
             contextlib.suppress(Unavailable, Overloaded, SchemaNotReady),
         ):
-            await self._record(ended)
+            await self._record()
 
-    async def _record(self, results: Sequence[Result]) -> None:
-        if not results:
+    async def _record(self) -> None:
+        if not (results := self._unrecorded):
             return
         policy = self._parts.policy
         answers = [result.answer for result in results]
         endpoint = endpoint_after(self._failures, answers, random.random(), policy)  # noqa: S311  jitter
         failing_seconds = await self._store.record(self._webhook.id, results, endpoint)
+        self._unrecorded = ()
         if endpoint is None:
             return
         self._failures = endpoint.failures

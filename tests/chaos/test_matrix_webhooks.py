@@ -10,11 +10,13 @@ from uuid import uuid4
 import pytest
 
 from command_side.webhooks import sender
+from command_side.webhooks.store import WebhookStore
 from command_side.webhooks.webhook import (
     CreateWebhook,
     EnableWebhook,
     Redeliver,
 )
+from events.errors import StorageFull
 from taskledger import metrics
 from tests.e2e.running import Running
 from tests.integration.webhooks import (
@@ -216,6 +218,28 @@ async def test_webhooks_an_event_of_a_later_release_stops_them_visibly(hooks: Ho
         assert "WebhookEnabled" in status.missing()[0]
         assert 'taskledger_follower_halted{follower="webhooks"} 1.0' in metrics.exposition()[0].decode()
     assert len(there.received) == 1
+
+
+async def test_webhooks_are_not_sent_again_while_nothing_can_be_written_down(
+    hooks: Hooks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database takes no writes after a request was answered -> Its outcome is kept and written down
+    later; the request is not repeated meanwhile."""
+    record, refused = WebhookStore.record, 0
+
+    async def full(self: WebhookStore, *args: Any) -> float:
+        nonlocal refused
+        if refused < 3:
+            refused += 1
+            raise StorageFull("the database has no room left to store anything")
+        return await record(self, *args)
+
+    monkeypatch.setattr(WebhookStore, "record", full)
+    async with receiver() as there, delivering(hooks.service.dsn):
+        await hooks.create(there.url)
+        await hooks.completed()
+        await hooks.become("delivered")
+    assert (refused, len(there.received)) == (3, 1)
 
 
 async def test_webhooks_of_a_log_that_was_restored_wait(hooks: Hooks) -> None:

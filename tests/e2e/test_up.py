@@ -55,6 +55,18 @@ def test_the_line_that_it_prints_works_when_pasted(running: Up, folder: Path) ->
     assert '"result":{"sum":5}' in answer
 
 
+def test_webhooks_are_signed_with_a_secret_of_its_own(running: Up, folder: Path) -> None:
+    file = folder / ".taskledger/webhooks.secret"
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert len(file.read_text()) >= 32
+    assert len(pids(folder, "webhooks")) == 1
+    url = running.urls[0]
+    body = """-H 'Content-Type: application/json' -d '{"url": "https://127.0.0.1/"}'"""
+    answer = shell(f"curl -sS {url}/webhooks {body}", folder=folder)
+    assert "webhook_url_not_allowed" in answer
+    assert file.read_text() not in running.said()
+
+
 def test_the_documents_that_it_names_are_there(running: Up, folder: Path) -> None:
     for url in re.findall(r"\S+/docs", running.await_ready()):
         assert "<html" in shell(f"curl -sf {url}", folder=folder)
@@ -129,6 +141,7 @@ def test_a_second_ctrl_c_kills(tmp_path: Path) -> None:
     ("env", "told"),
     [
         ({"TASKLEDGER__LEASE_SECONDS": "soon"}, "TASKLEDGER__LEASE_SECONDS"),
+        ({"TASKLEDGER__WEBHOOKS__SECRET": "short"}, "TASKLEDGER__WEBHOOKS__SECRET"),
         ({"TASKLEDGER__LEASES": "1"}, "TASKLEDGER__LEASES: there is no such setting"),
         ({"TASKLEDGER__DATA_DIR": "/proc/nothing"}, "TASKLEDGER__DATA_DIR"),
         ({"TASKLEDGER__DATA_DIR": "/dev/null"}, "TASKLEDGER__DATA_DIR"),
