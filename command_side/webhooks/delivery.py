@@ -21,10 +21,13 @@ from events.log import LogReader
 from events.task_state import TaskState, evolve
 from events.webhook_events import WebhookState, WebhookTested
 from taskledger.metrics import WEBHOOK_ATTEMPTS, WEBHOOK_DEAD
+from taskledger.telemetry import get_logger
 
 LOADED_AT_ONCE: Final = 4
 """Endpoints whose messages are made at the same time: histories may be large, messages are not."""
 _USER_AGENT: Final = "taskledger-webhooks"
+
+_logger = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +96,13 @@ def _message(
     try:
         for event in history:
             state = evolve(state, parts.mapper.decode(event), at=event.recorded_at, position=event.id)
+        assert state is not None  # noqa: S101  there is an event
+        return messages.task_message(
+            due.topic, state, at=at, webhook=webhook.id, tag=tag, shape=parts.shape
+        )
     except (UnknownEvent, UndecodableEvent):
         return None
-    if state is None:
+    except Exception as error:  # noqa: BLE001  a defect that one task brings out must not stop all webhooks
+        # Without its trace, which could show what the task holds.
+        _logger.error("no message can be made", position=due.position, error=type(error).__name__)  # noqa: TRY400
         return None
-    return messages.task_message(due.topic, state, at=at, webhook=webhook.id, tag=tag, shape=parts.shape)

@@ -7,7 +7,7 @@ here: most of the log is passed over by its topic alone, and without webhooks al
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from typing import Final, Protocol
 from uuid import UUID
 
@@ -49,8 +49,8 @@ NAME: Final = "webhooks"
 
 
 class Endpoints(Protocol):
-    def keep(self, kept: Sequence[Kept], changed: UUID | None) -> None:
-        """These are the webhooks there are; one of them has changed."""
+    def keep(self, kept: Sequence[Kept], changed: Collection[UUID]) -> None:
+        """These are the webhooks there are; some of them have changed."""
         ...
 
     def wake(self, webhooks: Iterable[UUID]) -> None:
@@ -86,6 +86,8 @@ class Follower:
         self._unreadable = Outage("log", status)
         self._kept: dict[UUID, Kept] = {}
         self._subscriptions: list[Subscription] = []
+        self._changed: set[UUID] = set()
+        """Webhooks whose rows have changed since they were read: nothing is matched before they are."""
         self._next_purge = 0.0
         self.checkpoint = 0
 
@@ -104,6 +106,8 @@ class Follower:
         """One window of the log, and one of what is to be sent again. Whether there is more at once."""
         if await self._store.check_log() != self._tag:
             raise CheckpointConflict("the log has got another tag")
+        if self._changed:
+            await self._load()
         head, _ = self._store.head
         if head > self.checkpoint:
             await self._follow(head)
@@ -135,15 +139,16 @@ class Follower:
 
     async def _start(self) -> bool:
         self.checkpoint = await self._store.checkpoint()
-        await self._load(None)
+        await self._load()
         return True
 
-    async def _load(self, changed: UUID | None) -> None:
+    async def _load(self) -> None:
         kept = await self._store.webhooks()
         self._kept = {k.state.id: k for k in kept}
         self._subscriptions = [Subscription.of(k.state) for k in kept]
-        self._endpoints.keep(kept, changed)
+        self._endpoints.keep(kept, self._changed)
         self._listen(bool(kept))
+        self._changed = set()
 
     async def _follow(self, head: int) -> None:
         upto = min(head, self.checkpoint + WINDOW)
@@ -182,7 +187,8 @@ class Follower:
         replay = _replay(event, seen.position)
         await self._store.apply(Move(self.checkpoint, seen.position), state, replay=replay, wish=wish)
         self.checkpoint = seen.position
-        await self._load(state.id)
+        self._changed.add(state.id)
+        await self._load()
 
     async def _again(self, kept: Kept) -> bool:
         """A window of what this webhook wants to be sent (again); whether there is more of it."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 from uuid import UUID
@@ -233,14 +233,14 @@ class _Endpoints:
         self._group = group
         self._loops: dict[UUID, tuple[EndpointLoop, asyncio.Task[None]]] = {}
 
-    def keep(self, kept: Sequence[Kept], changed: UUID | None) -> None:
+    def keep(self, kept: Sequence[Kept], changed: Collection[UUID]) -> None:
         present = {k.state.id: k for k in kept}
         for webhook in self._loops.keys() - present.keys():
             self._loops.pop(webhook)[1].cancel()
         for webhook, k in present.items():
             if webhook not in self._loops:
                 self._loops[webhook] = self._begin(k)
-            elif webhook == changed:
+            elif webhook in changed:
                 self._loops[webhook][0].change(k)
 
     def wake(self, webhooks: Iterable[UUID]) -> None:

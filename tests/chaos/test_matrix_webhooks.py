@@ -10,13 +10,13 @@ from uuid import uuid4
 import pytest
 
 from command_side.webhooks import sender
-from command_side.webhooks.store import WebhookStore
+from command_side.webhooks.store import Kept, WebhookStore
 from command_side.webhooks.webhook import (
     CreateWebhook,
     EnableWebhook,
     Redeliver,
 )
-from events.errors import StorageFull
+from events.errors import StorageFull, StoreUnavailable
 from taskledger import metrics
 from tests.e2e.running import Running
 from tests.integration.webhooks import (
@@ -240,6 +240,30 @@ async def test_webhooks_are_not_sent_again_while_nothing_can_be_written_down(
         await hooks.completed()
         await hooks.become("delivered")
     assert (refused, len(there.received)) == (3, 1)
+
+
+async def test_webhooks_miss_nothing_when_the_database_is_lost_amid_a_change(
+    hooks: Hooks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database is away between the commit of a webhook's creation and the next read of the list -> Not
+    one event is passed over before the list was read."""
+    webhooks, refused = WebhookStore.webhooks, 0
+
+    async def away(self: WebhookStore) -> list[Kept]:
+        nonlocal refused
+        if await self.checkpoint() > 0 and refused < 2:
+            refused += 1
+            raise StoreUnavailable("the database did not answer in time")
+        return await webhooks(self)
+
+    monkeypatch.setattr(WebhookStore, "webhooks", away)
+    async with receiver() as there:
+        await hooks.create(there.url)
+        tasks = await hooks.many(5)
+        async with delivering(hooks.service.dsn):
+            await hooks.become(*["delivered"] * 5)
+    assert refused == 2
+    assert {position_of(i) for i in there.ids} == {task.position for task in tasks}
 
 
 async def test_webhooks_of_a_log_that_was_restored_wait(hooks: Hooks) -> None:
