@@ -1,7 +1,7 @@
 """Whether the log is still what was sealed: its events against the tree, the tree against itself, its heads
 against both, and a head that was kept elsewhere against all of it."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -53,28 +53,46 @@ def verify_tree(
     sealed = Sealed(checkpoint(connection, CHECKPOINT))
     if sealed.size > head:
         tell(f"log: it ends at position {head}, and {sealed.size} events of it were sealed")
-    tree = _Tree(connection, sealed.size, tell)
+    heads = connection.execute(_HEADS).fetchall()
+    tree = _Tree(connection, sealed.size, _root_of(heads, sealed.size), tell)
     tree.check()
-    heads = _Heads(tree, keys, tell, sealed)
-    heads.check(connection.execute(_HEADS).fetchall())
+    checked = _Heads(tree, keys, tell, sealed)
+    checked.check(heads)
     if kept is not None:
-        heads.check_kept(kept)
+        checked.check_kept(kept)
     return sealed
 
 
+def _root_of(heads: Sequence[TupleRow], size: int) -> bytes | None:
+    """As the head over `size` events has it, if there is one."""
+    for found, text in heads:
+        if found == size:
+            try:
+                return Note.parse(text).head.root
+            except MalformedHead:
+                return None
+    return None
+
+
 class _Tree:
-    def __init__(self, connection: Connection[TupleRow], size: int, tell: Tell) -> None:
+    def __init__(
+        self, connection: Connection[TupleRow], size: int, sealed_root: bytes | None, tell: Tell
+    ) -> None:
         self._connection = connection
         self.size = size
+        self._sealed_root = sealed_root
         self._tell = tell
         self._mended: dict[TileId, bytes] = {}
         """In place of stored tiles that are not what they were."""
 
     def root(self, size: int) -> bytes | None:
         """Of the first `size` leaves; None where that cannot be told."""
+        return self._root(size, self._mended)
+
+    def _root(self, size: int, instead: Mapping[TileId, bytes]) -> bytes | None:
         span = Span(0, size)
         try:
-            return root_of(span, read_tiles(self._connection, tiles_needed([span])) | self._mended)
+            return root_of(span, {**read_tiles(self._connection, tiles_needed([span])), **instead})
         except LookupError:
             return None
 
@@ -119,9 +137,10 @@ class _Tree:
         return stored
 
     def _vouched(self, tile: TileId, hashes: bytes) -> bool:
-        """Whether the tile above has the root of these hashes; a tile that is not whole has none."""
+        """Whether the tile above, or the head if the tile is not whole, goes with these hashes."""
         if len(hashes) != _TILE_BYTES:
-            return False
+            root = self._root(self.size, {**self._mended, tile: hashes})
+            return root is not None and root == self._sealed_root
         number, slot = divmod(tile.number, TILE_WIDTH)
         above = read_tiles(self._connection, [TileId(1, number)]).get(TileId(1, number), b"")
         return above[slot * HASH_BYTES : (slot + 1) * HASH_BYTES] == complete_root(split(hashes))

@@ -103,22 +103,19 @@ FORGERIES: dict[str, Callable[[Any], object]] = {
 }
 
 
-@pytest.mark.parametrize("forge", FORGERIES.values(), ids=FORGERIES.keys())
-async def test_a_forged_proof_is_refused(
-    service: Service, checker: Checker, forge: Callable[[Any], object]
-) -> None:
+async def test_a_forged_proof_is_refused(service: Service, checker: Checker) -> None:
     task = await service.create()
     fill(service.dsn, 5)
     seal(service.dsn, KEY)
     async with query_api(service.dsn) as client:
         proof = (await client.get(f"/tasks/{task.id}/proof")).json()
-    forged = copy.deepcopy(proof)
-    forge(forged)
-    assert forged != proof
     assert checker.run(proof)[0] == 0
-    code, said = checker.run(forged)
-    assert code == 1
-    assert said.startswith("WRONG: ")
+    for name, forge in FORGERIES.items():
+        forged = copy.deepcopy(proof)
+        forge(forged)
+        assert forged != proof, name
+        code, said = checker.run(forged)
+        assert (code, said[:7]) == (1, "WRONG: "), f"{name}: {said}"
 
 
 async def test_an_older_head_is_shown_to_be_a_beginning(service: Service, checker: Checker) -> None:
