@@ -158,7 +158,7 @@ async def test_a_row_falsified_by_hand_is_found_by_verify_and_put_right_by_rebui
     with Running("verify", folder=tmp_path, env=clean(env)) as verify:
         assert verify.wait(START_SECONDS) == 1
     assert "status is completed, the log says queued" in verify.said()
-    assert "the old row is not what the log says" in finished("rebuild", folder=tmp_path, **env)
+    assert "the old tables were not what the log says" in finished("rebuild", folder=tmp_path, **env)
     assert finished("verify", folder=tmp_path, **env).endswith(": no difference")
 
 
