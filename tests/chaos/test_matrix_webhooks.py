@@ -12,7 +12,6 @@ import pytest
 from command_side.webhooks import sender
 from command_side.webhooks.store import Kept, WebhookStore
 from command_side.webhooks.webhook import (
-    CreateWebhook,
     EnableWebhook,
     Redeliver,
 )
@@ -325,6 +324,7 @@ async def _ready(status: Any) -> bool:
 
 
 TASKS = 300
+CANARY = "canary-8888"
 KILLED_AT = (40, 120, 200)
 """The requests that are not answered, as their sender is killed."""
 
@@ -337,6 +337,7 @@ class _Process(Running):
             "TASKLEDGER__WEBHOOKS__ALLOWED_NETWORKS": '["127.0.0.0/8"]',
             "TASKLEDGER__WEBHOOKS__RETRY_BASE_SECONDS": "0.05",
             "TASKLEDGER__WEBHOOKS__RETRY_CAP_SECONDS": "0.5",
+            "TASKLEDGER__LOG_LEVEL": "debug",
         }
         folder.mkdir(exist_ok=True)
         super().__init__("webhooks", folder=folder, env=env)
@@ -366,7 +367,7 @@ async def test_webhooks_killed_again_and_again_while_they_deliver(service: Servi
             await asyncio.to_thread(processes[-1].wait, 10)
 
     async with receiver(behave) as there:
-        await hooks.webhooks.create(CreateWebhook(url=there.url, types=("TaskCompleted",)))
+        await hooks.create(f"{there.url}&token={CANARY}")
         running = asyncio.create_task(keep_running())
         try:
             tasks = [task for _ in range(TASKS // 20) for task in await hooks.many(20)]
@@ -381,6 +382,10 @@ async def test_webhooks_killed_again_and_again_while_they_deliver(service: Servi
     assert len(set(there.ids)) == TASKS
     repeated = len(there.ids) - TASKS
     assert repeated >= len(KILLED_AT)
+    said = processes[-1].said()
+    assert '"leading"' in said
+    assert MASTER not in said
+    assert CANARY not in said
     bodies: dict[str, bytes] = {}
     for request in there.received:
         assert bodies.setdefault(request.id, request.body) == request.body
