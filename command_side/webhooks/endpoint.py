@@ -8,8 +8,9 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from typing import Final
+from uuid import UUID
 
 from command_side.terms import Outage
 from command_side.webhooks.delivery import Parts, attempt, make_messages
@@ -132,3 +133,30 @@ class EndpointLoop:
         _logger.warning("webhook disabled", webhook=str(self._webhook.id), cause=cause)
         await self._disable(self._webhook, cause)
         self._paused_until = time.monotonic() + LOOK_SECONDS  # the event ends this loop
+
+
+Begin = Callable[[Kept], tuple[EndpointLoop, asyncio.Task[None]]]
+
+
+class EndpointLoops:
+    """Those of one term, by webhook."""
+
+    def __init__(self, begin: Begin) -> None:
+        self._begin = begin
+        self._loops: dict[UUID, tuple[EndpointLoop, asyncio.Task[None]]] = {}
+
+    def keep(self, kept: Sequence[Kept], changed: Collection[UUID]) -> None:
+        """A loop for each of these webhooks, and no other; those that have changed are told."""
+        present = {k.state.id: k for k in kept}
+        for webhook in self._loops.keys() - present.keys():
+            self._loops.pop(webhook)[1].cancel()
+        for webhook, k in present.items():
+            if webhook not in self._loops:
+                self._loops[webhook] = self._begin(k)
+            elif webhook in changed:
+                self._loops[webhook][0].change(k)
+
+    def wake(self, webhooks: Iterable[UUID]) -> None:
+        for webhook in webhooks:
+            if webhook in self._loops:
+                self._loops[webhook][0].wake()

@@ -86,13 +86,13 @@ class Follower:
         self._unreadable = Outage("log", status)
         self._kept: dict[UUID, Kept] = {}
         self._subscriptions: list[Subscription] = []
+        self._stale = True
+        """The webhooks are not read, or have changed since: nothing is matched before they are."""
         self._changed: set[UUID] = set()
-        """Webhooks whose rows have changed since they were read: nothing is matched before they are."""
         self._next_purge = 0.0
         self.checkpoint = 0
 
     async def run(self) -> None:
-        await self._patiently(self._start)
         while True:
             began = time.monotonic()
             self._wake.clear()
@@ -106,7 +106,7 @@ class Follower:
         """One window of the log, and one of what is to be sent again. Whether there is more at once."""
         if await self._store.check_log() != self._tag:
             raise CheckpointConflict("the log has got another tag")
-        if self._changed:
+        if self._stale:
             await self._load()
         head, _ = self._store.head
         if head > self.checkpoint:
@@ -137,18 +137,15 @@ class Follower:
             self._unreadable.is_over()
         return answer
 
-    async def _start(self) -> bool:
-        self.checkpoint = await self._store.checkpoint()
-        await self._load()
-        return True
-
     async def _load(self) -> None:
+        self.checkpoint = await self._store.checkpoint()
         kept = await self._store.webhooks()
         self._kept = {k.state.id: k for k in kept}
         self._subscriptions = [Subscription.of(k.state) for k in kept]
         self._endpoints.keep(kept, self._changed)
         self._listen(bool(kept))
-        self._changed = set()
+        self._changed.clear()
+        self._stale = False
 
     async def _follow(self, head: int) -> None:
         upto = min(head, self.checkpoint + WINDOW)
@@ -186,8 +183,8 @@ class Follower:
         wish = event if isinstance(event, WebhookTested | WebhookRedeliveryRequested) else None
         replay = _replay(event, seen.position)
         await self._store.apply(Move(self.checkpoint, seen.position), state, replay=replay, wish=wish)
-        self.checkpoint = seen.position
         self._changed.add(state.id)
+        self._stale = True
         await self._load()
 
     async def _again(self, kept: Kept) -> bool:

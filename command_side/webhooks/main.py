@@ -2,10 +2,10 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Collection, Iterable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
-from uuid import UUID
 
 import psycopg
 import uvloop
@@ -15,7 +15,7 @@ from command_side.listener import listen
 from command_side.service import Origin
 from command_side.terms import Outage, TermOver, end_of_term, until_told_to_stop, wait_for_schema
 from command_side.webhooks.delivery import LOADED_AT_ONCE, Parts
-from command_side.webhooks.endpoint import EndpointLoop
+from command_side.webhooks.endpoint import EndpointLoop, EndpointLoops
 from command_side.webhooks.follower import NAME, Follower
 from command_side.webhooks.messages import Shape
 from command_side.webhooks.outcomes import Policy
@@ -189,12 +189,18 @@ async def _lead(process: _Process, leader: Leader, stop: asyncio.Event) -> None:
 async def _work(process: _Process, group: asyncio.TaskGroup) -> None:
     process.tag = await _take_up(process)
     wake = asyncio.Event()
+
+    def begin(kept: Kept) -> tuple[EndpointLoop, asyncio.Task[None]]:
+        database = Outage("postgres", process.status)
+        loop = EndpointLoop(kept, process.store, process.parts, partial(_disable, process), database)
+        return loop, group.create_task(loop.run(), name=f"webhook-{kept.state.id}")
+
     follower = Follower(
         log=process.log,
         store=process.store,
         mapper=process.mapper,
         tag=process.tag,
-        endpoints=_Endpoints(process, group),
+        endpoints=EndpointLoops(begin),
         status=process.status,
         wake=wake,
         listen=_Listening(process.dsn, group, wake).set,
@@ -225,42 +231,11 @@ def _check_log(dsn: str) -> None:
         check_log(connection, NAME)
 
 
-class _Endpoints:
-    """The loops of one term, by webhook."""
-
-    def __init__(self, process: _Process, group: asyncio.TaskGroup) -> None:
-        self._process = process
-        self._group = group
-        self._loops: dict[UUID, tuple[EndpointLoop, asyncio.Task[None]]] = {}
-
-    def keep(self, kept: Sequence[Kept], changed: Collection[UUID]) -> None:
-        present = {k.state.id: k for k in kept}
-        for webhook in self._loops.keys() - present.keys():
-            self._loops.pop(webhook)[1].cancel()
-        for webhook, k in present.items():
-            if webhook not in self._loops:
-                self._loops[webhook] = self._begin(k)
-            elif webhook in changed:
-                self._loops[webhook][0].change(k)
-
-    def wake(self, webhooks: Iterable[UUID]) -> None:
-        for webhook in webhooks:
-            if webhook in self._loops:
-                self._loops[webhook][0].wake()
-
-    def _begin(self, kept: Kept) -> tuple[EndpointLoop, asyncio.Task[None]]:
-        process = self._process
-        database = Outage("postgres", process.status)
-        loop = EndpointLoop(kept, process.store, process.parts, self._disable, database)
-        return loop, self._group.create_task(loop.run(), name=f"webhook-{kept.state.id}")
-
-    async def _disable(self, webhook: WebhookState, cause: DisabledCause) -> None:
-        # Deleted meanwhile, or changed over and over: the next failure comes here again.
-        with contextlib.suppress(WebhookNotFound, ConcurrencyConflict):
-            await self._process.service.execute(
-                webhook.id, DisableWebhook(cause), Origin(tenant=webhook.tenant)
-            )
-            WEBHOOKS_DISABLED.inc()
+async def _disable(process: _Process, webhook: WebhookState, cause: DisabledCause) -> None:
+    # Deleted meanwhile, or changed over and over: the next failure comes here again.
+    with contextlib.suppress(WebhookNotFound, ConcurrencyConflict):
+        await process.service.execute(webhook.id, DisableWebhook(cause), Origin(tenant=webhook.tenant))
+        WEBHOOKS_DISABLED.inc()
 
 
 class _Listening:
