@@ -4,6 +4,7 @@ import signal
 from threading import Event
 from types import FrameType
 
+from projector.keeper import Keeper
 from projector.runner import Projector
 from taskledger.health import Health, health_server
 from taskledger.lifecycle import spare_collector
@@ -21,9 +22,12 @@ def run(settings: Settings) -> None:
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
     projector = Projector(settings.require_postgres())
+    keeper = Keeper(settings.require_postgres())
     spare_collector()
     with health_server(settings.health, lambda: _health(projector)):
+        keeper.start()
         projector.run(stop)
+        keeper.stop()
 
 
 def _health(projector: Projector) -> Health:

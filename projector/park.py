@@ -25,6 +25,7 @@ from projector import generations, parking
 from projector.fold import FoldStopped, fold, needed
 from projector.follower import NOT_APPLICABLE, decode
 from projector.generations import Generation
+from projector.keeping import forget_from
 from projector.parking import Parked, ParkedEvent, parked
 from projector.view import TasksView
 from taskledger.postgres import SESSION, connect_sync
@@ -70,6 +71,7 @@ def unpark(dsn: str, position: int) -> ParkedEvent:
             if event is None:
                 raise ParkRefused(f"the event at position {position} is not parked")
             parking.remove(connection, position)
+            forget_from(connection, position)
             for generation in generations.generations(connection):
                 if generation.is_ours:
                     _catch_up(connection, generation, event, before.without(position))

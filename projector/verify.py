@@ -27,6 +27,7 @@ from projector.audit import audit
 from projector.fold import ACTIVITIES, Changes, FoldStopped, TaskRow, fold
 from projector.follower import decode
 from projector.generations import Generation
+from projector.keeping import wrong
 from projector.parking import NOTHING, Parked, parked
 from projector.rebuild import MAINTENANCE
 from projector.rows import COLUMNS, NAMES, PRIVATE, told, values_of
@@ -90,6 +91,9 @@ def inspect(dsn: str, keys: Sequence[PublicKey] = (), kept: Note | None = None) 
             report.add(f"generation {generation.number} has another release's schema: not compared")
             generation = None
         _Comparison(connection, generation, report).run()
+        if generation is not None and not report.count:
+            for difference in wrong(connection, generation, EventMapper()):
+                report.add(difference)
         return report
 
 

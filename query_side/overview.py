@@ -22,18 +22,11 @@ class Overview:
     async def stats(self) -> tuple[Snapshot, Json]:
         """Counts as of the checkpoint; rates in events a second over the last whole minutes."""
         snapshot, counts = await self._model.fetch(statement("counts"), {"tenant": DEFAULT_TENANT})
-        _, windows = await self._model.fetch(statement("activity"), order="order by found.minutes")
+        _, windows = await self._model.fetch(
+            statement("activity"), {"time": None}, order="order by found.minutes"
+        )
         head = max(int(windows[0]["head"]), snapshot.checkpoint)
-        return snapshot, {
-            "total": sum(row["tasks"] for row in counts),
-            "by_status": dict.fromkeys(STATUSES, 0) | _totals(counts),
-            "by_kind": _grouped(counts, "kind"),
-            "by_queue": _grouped(counts, "queue"),
-            "rates": {f"{row['minutes']}m": _per_second(row) for row in windows},
-            "position": snapshot.token,
-            "head": snapshot.token_of(head),
-            "lag": head - snapshot.checkpoint,
-        }
+        return snapshot, stats_json(counts, windows, snapshot, head=head)
 
     async def queues(self) -> tuple[Snapshot, list[Json]]:
         snapshot, rows = await self._model.fetch(
@@ -46,6 +39,20 @@ class Overview:
         snapshot, rows = await self._model.fetch(statement("workers"), order="order by found.holder")
         shown = ("holder", "info", "lease_seconds", "renewed_at")
         return snapshot, [{name: row[name] for name in shown} for row in rows]
+
+
+def stats_json(counts: Sequence[Row], windows: Sequence[Row], snapshot: Snapshot, *, head: int) -> Json:
+    """`counts`: tasks by queue, kind and status; `windows`: what happened in the last whole minutes."""
+    return {
+        "total": sum(row["tasks"] for row in counts),
+        "by_status": dict.fromkeys(STATUSES, 0) | _totals(counts),
+        "by_kind": _grouped(counts, "kind"),
+        "by_queue": _grouped(counts, "queue"),
+        "rates": {f"{row['minutes']}m": _per_second(row) for row in windows},
+        "position": snapshot.token,
+        "head": snapshot.token_of(head),
+        "lag": head - snapshot.checkpoint,
+    }
 
 
 def _queue(row: Row) -> Json:

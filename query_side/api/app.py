@@ -22,6 +22,7 @@ from query_side.moments import Moments
 from query_side.overview import Overview, kinds
 from query_side.past import Past
 from query_side.proof import Proofs
+from query_side.past_stats import PastStats
 from query_side.reaching import Reaching
 from query_side.read_model import ReadModel, statement
 from query_side.tasks import Tasks
@@ -93,7 +94,13 @@ def create_app(settings: Settings, registry: Registry | None = None) -> FastAPI:
         )
     )
     app.include_router(proof_routes(Proofs(model)))
-    app.include_router(overview_routes(Overview(model), kinds(registry, settings.external_kinds)))
+    app.include_router(
+        overview_routes(
+            Overview(model),
+            PastStats(model, moments, reaching),
+            kinds(registry, settings.external_kinds),
+        )
+    )
     asking = ReadModel(pool, budget_seconds=_READY_SECONDS)
     witness = Witness()
     add_health(app, lambda: missing(asking, witness), lambda: degraded(asking))

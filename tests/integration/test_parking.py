@@ -14,7 +14,8 @@ from events.ids import queue_id
 from events.task_events import TaskStarted
 from projector.fold import Entry, FoldStopped
 from projector.follower import Follower
-from projector.generations import ensure_live
+from projector.generations import ensure_live, live
+from projector.keeping import keep
 from projector.park import ParkRefused, park, unpark
 from projector.rebuild import rebuild
 from projector.verify import inspect, verify
@@ -284,3 +285,29 @@ async def test_parking_and_taking_back_under_load_loses_nothing(
         )
     assert inspect(service.dsn).differences == []
     assert {found["status"] for found in table(service.dsn)} == {"completed"}
+
+
+async def test_counts_that_were_kept_without_the_event_are_forgotten(service: Service) -> None:
+    """Those from its position on; the ones before it are as they were, and `verify` agrees at each step."""
+    before = [await service.create() for _ in range(4)]
+    task_id, position = await poisoned(service)
+    halted(service.dsn)
+    with connect_sync(service.dsn, name="test") as connection:
+        early = live(connection)
+        assert early is not None
+        assert keep(connection, early, every=2)
+        park(service.dsn, position, reason="release 2 reads it", by="ada")
+        await service.execute(before[0].id, CancelTask())
+        project(service.dsn)
+        late = live(connection)
+        assert late is not None
+        assert keep(connection, late, every=2)
+        kept = "select position from taskledger.kept_counts order by position"
+        assert connection.execute(kept).fetchall() == [(early.checkpoint,), (late.checkpoint,)]
+        assert inspect(service.dsn).differences == []
+
+        mend(service, task_id, position)
+        unpark(service.dsn, position)
+        assert connection.execute(kept).fetchall() == [(early.checkpoint,)]
+        assert keep(connection, late, every=2)
+    assert inspect(service.dsn).differences == []

@@ -159,7 +159,7 @@ async def test_what_cannot_be_told(service: Service, api: httpx.AsyncClient) -> 
     await service.create()
     await service.create()
     tag = await service.log.tag()
-    for path in ("/tasks",):
+    for path in ("/tasks", "/stats"):
         for when, status, code in (
             ("x", 400, "malformed_position"),
             ("2026-01-01", 422, "invalid_request"),

@@ -1,0 +1,81 @@
+"""The thread that keeps counts: beside the projector's loop, which it never holds up."""
+
+import random
+import threading
+import time
+from threading import Event
+from typing import Final
+
+import psycopg
+from psycopg import Connection
+from psycopg.rows import TupleRow
+
+from events.codec import EventMapper
+from events.errors import LogError, SchemaNotReady, StoreUnavailable
+from events.migrate import check_schema
+from projector.generations import live, lock_generations
+from projector.keeping import KEPT_EVERY, fill, keep
+from taskledger.postgres import SESSION, connect_sync
+from taskledger.telemetry import get_logger
+
+LOOK_SECONDS: Final = 1.0
+REST: Final = 9.0
+"""Filling rests this many times as long as it worked: it takes a tenth of a core at the most."""
+TROUBLE_SECONDS: Final = 5.0
+_LOCK: Final = 7311461898376
+"""Session advisory lock: of many projectors one keeps."""
+_SESSION: Final = f"{SESSION} -c synchronous_commit=off -c enable_seqscan=off"
+
+_logger = get_logger(__name__)
+
+
+class Keeper:
+    """start() once; it ends with the process, or soon after stop()."""
+
+    def __init__(self, dsn: str, *, every: int = KEPT_EVERY) -> None:
+        self._dsn = dsn
+        self._every = every
+        self._mapper = EventMapper()
+        self._stop = Event()
+        self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, seconds: float = 2.0) -> None:
+        self._stop.set()
+        self._thread.join(seconds)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                with connect_sync(self._dsn, name="keeper", options=_SESSION) as connection:
+                    self._follow(connection)
+            except (psycopg.Error, SchemaNotReady, StoreUnavailable, LogError) as error:
+                # Nobody misses a point but who asks for the past; what is wrong is told by the projector.
+                _logger.debug("keeping no counts", reason=type(error).__name__)
+                self._stop.wait(TROUBLE_SECONDS * random.uniform(0.5, 1))  # noqa: S311  jitter
+
+    def _follow(self, connection: Connection[TupleRow]) -> None:
+        check_schema(connection)
+        while not self._stop.is_set():
+            row = connection.execute("select pg_try_advisory_lock(%s)", (_LOCK,)).fetchone()
+            if row is None or not row[0]:
+                self._stop.wait(TROUBLE_SECONDS)
+                continue
+            while not self._stop.is_set():
+                began = time.monotonic()
+                worked = self._turn(connection)
+                self._stop.wait(REST * (time.monotonic() - began) if worked else LOOK_SECONDS)
+
+    def _turn(self, connection: Connection[TupleRow]) -> bool:
+        """Under the lock, as an event that is parked no longer changes what all later points count."""
+        with connection.transaction():
+            lock_generations(connection)
+            generation = live(connection)
+            if generation is None or not generation.is_ours:
+                return False
+            every = self._every
+            return keep(connection, generation, every=every) or fill(
+                connection, generation, self._mapper, every=every
+            )
