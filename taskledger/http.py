@@ -259,18 +259,21 @@ class EdgeMiddleware:
             return
         identity = _identity(scope)
         token = _request_id.set(identity)
-        started = False
+        started = finished = False
         headless = scope["method"] == "HEAD"
         if headless:
             scope = {**scope, "method": "GET"}
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal started
+            nonlocal started, finished
             if message["type"] == "http.response.start":
                 started = True
                 message = {**message, "headers": _complete(message.get("headers", ()), identity)}
             elif headless and message["type"] == "http.response.body":
-                message = {**message, "body": b""}
+                if finished:
+                    return
+                finished = True  # whatever would follow, perhaps for ever
+                message = {"type": "http.response.body", "body": b""}
             await send(message)
 
         try:
