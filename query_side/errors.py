@@ -1,15 +1,15 @@
 """Why a question gets no answer, beside what events.errors has.
 
 TaskledgerError
-└── QueryRejected
-    ├── TaskNotFound       404  no task has this id, or had it at the time asked for
-    ├── WebhookNotFound    404  no webhook has this id
-    ├── MalformedCursor    400  not a cursor of this list, of these filters, of this log
-    ├── InvalidQuery       422  well-formed, but asks for something that cannot be
-    └── AsOfOutOfReach     422  a time or position of which the log cannot tell any more, or could not yet
-
-Unavailable
-└── NotSealedYet           503  the sealer has not come to what a proof is asked of
+├── QueryRejected
+│   ├── TaskNotFound       404  no task has this id, or had it at the time asked for
+│   ├── WebhookNotFound    404  no webhook has this id
+│   ├── MalformedCursor    400  not a cursor of this list, of these filters, of this log
+│   ├── InvalidQuery       422  well-formed, but asks for something that cannot be
+│   └── AsOfOutOfReach     422  a time or position of which the log cannot tell any more, or could not yet
+└── Unavailable
+    ├── NotSealedYet       503  the sealer has not come to what a proof is asked of
+    └── TooManyStreams     503  as many live streams are open as this process takes
 """
 
 # ruff: noqa: N818  names say what is wrong, as in events.errors
@@ -76,3 +76,10 @@ class NotSealedYet(Unavailable):
     def __init__(self, position: int) -> None:
         what = f"position {position}" if position else "anything"
         super().__init__(f"the sealer has not sealed {what} yet: `taskledger sealer` does")
+
+
+class TooManyStreams(Unavailable):
+    code = "too_many_streams"
+
+    def __init__(self) -> None:
+        super().__init__("this process takes no more streams now: try another one, or later")

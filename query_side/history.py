@@ -1,37 +1,21 @@
 """Questions answered from the log itself: what happened, and how a task was then."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final, Literal
 from uuid import UUID
 
 import psycopg
 
 from events.append import RecordedEvent
 from events.codec import EventMapper
-from events.errors import ReadModelLagging, SchemaNotReady, UndecodableEvent, UnknownEvent
+from events.errors import SchemaNotReady, UndecodableEvent, UnknownEvent
 from events.ids import DEFAULT_TENANT
 from events.position import PositionToken
-from events.statements import HIGHEST
 from events.task_state import TaskState, evolve
 from query_side.errors import AsOfOutOfReach, TaskNotFound
+from query_side.feed import FeedStart, within
 from query_side.moments import AsOf, Moments
 from query_side.read_model import ReadModel, Row, Snapshot, statement
-from query_side.shapes import Json, event_json, feed_json, recorded, task_of_state
-
-PAGE_BYTES: Final = 8 * 1024 * 1024
-
-FeedStart = Literal["start", "now"] | PositionToken
-
-_STARTS: Final = {"start": 0, "now": HIGHEST}
-
-
-@dataclass(frozen=True, slots=True)
-class Feed:
-    events: list[Json]
-    next: str
-    """Where to go on: the position of the last event given, or the one asked for if there is none."""
-    head: str
+from query_side.shapes import Json, event_json, recorded, task_of_state
 
 
 class History:
@@ -57,21 +41,13 @@ class History:
             )
         return moment.snapshot, task_of_state(fold(self._mapper, then, log.tag), log.tag)
 
-    async def events(self, task_id: UUID) -> tuple[Snapshot, list[Json]]:
-        """All of the task's events in order. Raises TaskNotFound."""
+    async def events(self, task_id: UUID, after: FeedStart = "start") -> tuple[Snapshot, list[Json]]:
+        """The task's events in order, those after a position. Raises TaskNotFound; LogRewound, and
+        ReadModelLagging for a position that the log has not reached."""
         log, events = await self.stream(task_id)
-        return log, [event_json(event, log.tag, self._mapper) for event in events]
-
-    async def feed(self, after: FeedStart, limit: int) -> Feed:
-        """Raises LogRewound, and ReadModelLagging for a position that the log has not reached."""
-        start = after.position if isinstance(after, PositionToken) else _STARTS[after]
-        log, rows = await self._read("feed", {"after": start, "limit": limit, "page_bytes": PAGE_BYTES})
-        if isinstance(after, PositionToken):
-            _within(after, log)
-        events = [recorded(row) for row in rows]
-        reached = events[-1].id if events else min(start, log.checkpoint)
-        shown = [feed_json(event, log.tag, self._mapper) for event in events]
-        return Feed(shown, log.token_of(reached), log.token)
+        start = within(after, log) if isinstance(after, PositionToken) else 0
+        shown = [] if after == "now" else [event for event in events if event.id > start]
+        return log, [event_json(event, log.tag, self._mapper) for event in shown]
 
     async def stream(self, task_id: UUID) -> tuple[Snapshot, list[RecordedEvent]]:
         """The task's events by rising version, at least one. Raises TaskNotFound."""
@@ -101,10 +77,3 @@ def fold(mapper: EventMapper, events: Sequence[RecordedEvent], tag: str) -> Task
             raise AsOfOutOfReach(f"this release cannot apply the task's event at {at}") from error
     assert state is not None  # noqa: S101  there was an event
     return state
-
-
-def _within(token: PositionToken, log: Snapshot) -> int:
-    position = token.of_log(log.tag)
-    if position > log.checkpoint:
-        raise ReadModelLagging("the log has not reached the position yet")
-    return position

@@ -73,6 +73,11 @@ WEBHOOKS_DISABLED: Final = Counter(
     "Webhooks that were disabled because their endpoint is gone, or failed for days.",
     registry=REGISTRY,
 )
+STREAMS: Final = Gauge(
+    "taskledger_streams_open",
+    "Live event streams that this query API has open.",
+    registry=REGISTRY,
+)
 REFUSALS: Final = Counter(
     "taskledger_api_refusals",
     "Answers with a problem document, by its code.",

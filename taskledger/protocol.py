@@ -39,6 +39,9 @@ LAST_SECONDS: Final = 2.0
 MAX_HEAD_BYTES: Final = 16 * 1024
 MAX_FIELDS: Final = 64
 
+ABORT: Final = "taskledger.abort"
+"""ASGI extension: abort() drops the connection, with whatever its client has left unread."""
+
 _PLAIN_PATH: Final = re.compile(rb"(?:/[A-Za-z0-9_-]+)+")
 """Of which there is nothing to take apart."""
 
@@ -151,7 +154,7 @@ class HttpConnection(HttpToolsProtocol):
         super().connection_made(cast("asyncio.Transport", GatheringTransport(transport, self.loop)))
         self._socket = transport.get_extra_info("socket")
         # Knows nothing of this object: a request that did would keep its body until a garbage collection.
-        self._extensions = {LATENESS: partial(lateness, transport, self._socket)}
+        self._extensions = {LATENESS: partial(lateness, transport, self._socket), ABORT: transport.abort}
         self._crowded = not self._door.let_in(self, len(self.connections))
         self._watch()
 

@@ -65,6 +65,10 @@ class QueryApiSettings(_Section):
     """What clients reach it by; the command API's Location headers begin with it."""
     cursor_secret: SecretStr | None = None
     """Signs list cursors. None: derived from the log's tag, which is enough on one trusted network."""
+    max_streams: int = Field(default=1000, ge=0, le=100_000)
+    """Live event streams of one process; never more than half of HTTP__MAX_CONNECTIONS."""
+    heartbeat_seconds: float = Field(default=15.0, ge=0.1, le=300)
+    """How long an event stream is silent before it gives a sign of life, with its position."""
 
     @property
     def url(self) -> str:

@@ -2,19 +2,24 @@
 
 import hashlib
 from typing import Any, Final
+from uuid import UUID
 
 from fastapi import Request
 from starlette.responses import Response
 
+from events.ids import parse_task_id
+from query_side.errors import TaskNotFound
 from query_side.read_model import Snapshot
 from taskledger.http import json_response
 
 POSITION_HEADER: Final = "X-Position"
 
 
-def answer(snapshot: Snapshot, content: Any) -> Response:
+def answer(snapshot: Snapshot, content: Any, *, vary: str | None = None) -> Response:
     """With the checkpoint that the whole answer belongs to, as a token for `min_position`."""
     headers = {POSITION_HEADER: snapshot.token, "Cache-Control": "no-cache"}
+    if vary is not None:
+        headers["Vary"] = vary
     return json_response(content, headers=headers)
 
 
@@ -36,3 +41,11 @@ def _matches(values: list[str], digest: str) -> bool:
 
 def plain(content: Any) -> Response:
     return json_response(content, headers={"Cache-Control": "no-cache"})
+
+
+def known_task(task_id: str) -> UUID:
+    """Only the canonical spelling of an id is one: anything else is nobody's."""
+    found = parse_task_id(task_id)
+    if found is None:
+        raise TaskNotFound
+    return found

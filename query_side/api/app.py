@@ -8,23 +8,28 @@ from typing import Final
 import psycopg
 from fastapi import FastAPI
 
+from events.codec import EventMapper
 from events.errors import LogRewound, SchemaNotReady, Unavailable
 from events.migrate import newest_revision
 from events.witness import LOOK, Witness
+from query_side.api.feed_routes import feed_routes
 from query_side.api.overview_routes import overview_routes
 from query_side.api.proof_routes import proof_routes
 from query_side.api.task_routes import task_routes
 from query_side.api.webhook_routes import webhook_routes
 from query_side.cursor import Signers
 from query_side.explain.gather import Explanations
+from query_side.feed import LogFeed
 from query_side.history import History
+from query_side.live import Streams
 from query_side.moments import Moments
 from query_side.overview import Overview, kinds
 from query_side.past import Past
-from query_side.proof import Proofs
 from query_side.past_stats import PastStats
+from query_side.proof import Proofs
 from query_side.reaching import Reaching
 from query_side.read_model import ReadModel, statement
+from query_side.tail import Tail
 from query_side.tasks import Tasks
 from query_side.watch import ReadWatch
 from query_side.webhooks import Webhooks
@@ -60,17 +65,29 @@ def create_app(settings: Settings, registry: Registry | None = None) -> FastAPI:
     signers = Signers(None if secret is None else secret.get_secret_value().encode())
     reaching = Reaching(watch)
     tasks = Tasks(model, watch, reaching, signers)
+    feed = LogFeed(model, EventMapper())
+    tail = Tail(feed, lambda: connect(dsn, name="query-tail"))
+    streams = Streams(
+        feed,
+        tail,
+        most=min(settings.query_api.max_streams, settings.http.max_connections // 2),
+        heartbeat_seconds=settings.query_api.heartbeat_seconds,
+    )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
         async with pool:
-            watching = asyncio.create_task(watch.run(), name="read-watch")
+            loops = [
+                asyncio.create_task(watch.run(), name="read-watch"),
+                asyncio.create_task(tail.run(), name="log-tail"),
+            ]
             try:
                 yield
             finally:
-                watching.cancel()
-                with suppress(asyncio.CancelledError):
-                    await watching
+                for loop in loops:
+                    loop.cancel()
+                    with suppress(asyncio.CancelledError):
+                        await loop
 
     app = FastAPI(
         title="taskledger query API",
@@ -83,8 +100,10 @@ def create_app(settings: Settings, registry: Registry | None = None) -> FastAPI:
     )
     install(app, settings.http)
     on_stopping(app, watch.close)
+    on_stopping(app, streams.close)
     app.include_router(webhook_routes(Webhooks(model)))
     history = History(model, moments)
+    app.include_router(feed_routes(feed, history, streams))
     app.include_router(
         task_routes(
             tasks,

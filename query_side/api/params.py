@@ -2,20 +2,19 @@
 
 import re
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final
-from uuid import UUID
 
-from fastapi import Query, Request
-from pydantic import BeforeValidator
+from fastapi import Header, Query, Request
+from pydantic import AfterValidator, BeforeValidator
 from pydantic_core import PydanticCustomError
 
-from events.ids import parse_task_id
+from events.codec import RECORD_FAMILIES
 from events.position import PositionToken
 from events.task_state import Status
-from query_side.errors import InvalidQuery, TaskNotFound
-from query_side.history import FeedStart
+from query_side.errors import InvalidQuery
+from query_side.feed import FeedStart
 from query_side.moments import AsOf
 
 MAX_LIMIT: Final = 200
@@ -86,6 +85,17 @@ def _size(value: Any) -> Any:
     return value
 
 
+EVENT_TYPES: Final = sorted(
+    record.TOPIC for family in RECORD_FAMILIES for record in family.__subclasses__()
+)
+
+
+def _event_type(text: str) -> str:
+    if text not in EVENT_TYPES:
+        raise PydanticCustomError("event_type", "Input should be a type of event, such as TaskCompleted")
+    return text
+
+
 _NAME: Final = r"^[a-z][a-z0-9_.-]{0,63}$"
 
 StatusParam = Annotated[Status | None, Query()]
@@ -94,6 +104,11 @@ QueueParam = Annotated[str | None, Query(pattern=_NAME)]
 TagParam = Annotated[
     list[Annotated[str, Query(pattern=_NAME)]],
     Query(alias="tag", max_length=MAX_TAGS, description="Repeated: the task has all of them."),
+]
+_EventType = Annotated[str, AfterValidator(_event_type), Query(json_schema_extra={"enum": EVENT_TYPES})]
+TypeParam = Annotated[
+    list[_EventType],
+    Query(alias="type", max_length=len(EVENT_TYPES), description="Repeated: the event is of one of them."),
 ]
 _Instant = Annotated[datetime, BeforeValidator(instant)]
 CreatedAfter = Annotated[_Instant | None, Query(description="Inclusive. RFC 3339 with an offset.")]
@@ -114,6 +129,10 @@ AsOfParam = Annotated[
 AfterParam = Annotated[
     str, Query(max_length=40, description="`start`, `now` or a position token: events above it.")
 ]
+LastEventId = Annotated[
+    str | None,
+    Header(max_length=40, description="Of an event stream: the last id seen. Wins over `after`."),
+]
 
 
 SizeParam = Annotated[
@@ -121,15 +140,7 @@ SizeParam = Annotated[
 ]
 
 
-def known_task(task_id: str) -> UUID:
-    """Only the canonical spelling of an id is one: anything else is nobody's. Raises TaskNotFound."""
-    found = parse_task_id(task_id)
-    if found is None:
-        raise TaskNotFound
-    return found
-
-
-def only(*names: str, repeated: str = "") -> Callable[[Request], Awaitable[None]]:
+def only(*names: str, repeated: Collection[str] = ()) -> Callable[[Request], Awaitable[None]]:
     """A dependency: the query has these parameters and no other, each once but for `repeated`. An
     unknown or doubled one is more likely a mistake than a wish, and would change nothing silently."""
 
@@ -138,7 +149,7 @@ def only(*names: str, repeated: str = "") -> Callable[[Request], Awaitable[None]
         for name, count in given.items():
             if name not in names:
                 raise InvalidQuery(name[:64], "Unknown parameter")
-            if count > 1 and name != repeated:
+            if count > 1 and name not in repeated:
                 raise InvalidQuery(name, "Given more than once")
 
     return check

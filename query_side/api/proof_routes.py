@@ -4,8 +4,8 @@ from fastapi import APIRouter, Depends
 from starlette.responses import Response
 
 from query_side.api import schemas
-from query_side.api.answers import plain
-from query_side.api.params import SizeParam, known_task, only
+from query_side.api.answers import known_task, plain
+from query_side.api.params import SizeParam, only
 from query_side.proof import Proofs
 
 

@@ -1,4 +1,4 @@
-"""GET /tasks, /tasks/{id}, /tasks/{id}/events, /tasks/{id}/explain, /dead-letters, /events."""
+"""GET /tasks, /tasks/{id}, /tasks/{id}/explain, /dead-letters."""
 
 from typing import Any, Final
 
@@ -7,9 +7,8 @@ from starlette.responses import Response
 
 from events.position import PositionToken
 from query_side.api import schemas
-from query_side.api.answers import answer, plain, tagged
+from query_side.api.answers import answer, known_task, tagged
 from query_side.api.params import (
-    AfterParam,
     AsOfParam,
     CreatedAfter,
     CreatedBefore,
@@ -21,8 +20,6 @@ from query_side.api.params import (
     StatusParam,
     TagParam,
     WaitParam,
-    feed_start,
-    known_task,
     only,
 )
 from query_side.api.params import (
@@ -57,7 +54,7 @@ def task_routes(tasks: Tasks, past: Past, history: History, explanations: Explan
                     "limit",
                     "cursor",
                     "as_of",
-                    repeated="tag",
+                    repeated=("tag",),
                 )
             )
         ],
@@ -85,7 +82,7 @@ def task_routes(tasks: Tasks, past: Past, history: History, explanations: Explan
         "/dead-letters",
         responses=_PAGE,
         summary="Dead tasks with their last error, newest first",
-        dependencies=[Depends(only("kind", "queue", "tag", "limit", "cursor", repeated="tag"))],
+        dependencies=[Depends(only("kind", "queue", "tag", "limit", "cursor", repeated=("tag",)))],
     )
     async def dead_letters(
         *,
@@ -123,16 +120,6 @@ def task_routes(tasks: Tasks, past: Past, history: History, explanations: Explan
         return tagged(request, snapshot, task)
 
     @router.get(
-        "/tasks/{task_id}/events",
-        responses={200: {"model": schemas.TaskEvents}},
-        summary="Everything that happened to a task, in order",
-        dependencies=[Depends(only())],
-    )
-    async def task_events(task_id: str) -> Response:
-        snapshot, events = await history.events(known_task(task_id))
-        return answer(snapshot, {"events": events})
-
-    @router.get(
         "/tasks/{task_id}/explain",
         responses={200: {"model": schemas.Explanation}},
         summary="Why the task is not running, or how it ended",
@@ -141,16 +128,5 @@ def task_routes(tasks: Tasks, past: Past, history: History, explanations: Explan
     async def explain(task_id: str) -> Response:
         snapshot, explanation = await explanations.of(known_task(task_id))
         return answer(snapshot, explanation)
-
-    @router.get(
-        "/events",
-        responses={200: {"model": schemas.Feed}},
-        tags=["feed"],
-        summary="The log after a position",
-        dependencies=[Depends(only("after", "limit"))],
-    )
-    async def events(after: AfterParam = "start", limit: LimitParam = _DEFAULT_LIMIT) -> Response:
-        feed = await history.feed(feed_start(after), limit)
-        return plain({"events": feed.events, "next": feed.next, "head": feed.head})
 
     return router

@@ -318,7 +318,7 @@ async def test_the_feed(service: Service, api: httpx.AsyncClient) -> None:
 async def test_large_events_end_a_page_of_the_feed(
     service: Service, api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("query_side.history.PAGE_BYTES", 2000)
+    monkeypatch.setattr("query_side.feed.PAGE_BYTES", 2000)
     for _ in range(5):
         await service.create(payload={"text": "x" * 1500})
     seen: list[str] = []
