@@ -22,7 +22,7 @@ LOOK_SECONDS: Final = 1.0
 REST: Final = 9.0
 """Filling rests this many times as long as it worked: it takes a tenth of a core at the most."""
 TROUBLE_SECONDS: Final = 5.0
-_LOCK: Final = 7311461898376
+_LOCK: Final = 7311461898377
 """Session advisory lock: of many projectors one keeps."""
 _SESSION: Final = f"{SESSION} -c synchronous_commit=off -c enable_seqscan=off"
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from alembic import op
 
-revision = "0008"
-down_revision = "0002"
+revision = "0006"
+down_revision = "0005"
 
-_SQL = Path(__file__).parent.parent / "sql" / "0008_kept_counts.sql"
+_SQL = Path(__file__).parent.parent / "sql" / "0006_kept_counts.sql"
 
 
 def upgrade() -> None:
