@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 from events.deadline import remaining
-from events.errors import LogRewound, TaskledgerError
+from events.errors import LogRewound, StoreUnavailable, TaskledgerError
 from events.position import PositionToken
 from query_side import sse
 from query_side.errors import TooManyStreams
@@ -25,7 +25,10 @@ PAGE_EVENTS: Final = 200
 PAGE_BYTES: Final = CHUNK_BYTES
 """Of one page of the log, for a stream that is behind. That and a piece is what a stream holds."""
 PAGES_AT_ONCE: Final = 2
-"""All streams that are behind read with so many connections together: requests need the others."""
+"""All streams that begin or are behind read with so many connections together, one after another: requests
+need the others, and a thousand clients that come back at once are not to be refused."""
+BEGIN_SECONDS: Final = 10.0
+"""How long a stream may wait for its first page."""
 RETRY_MILLISECONDS: Final = (1_000, 3_000)
 """How soon a client is to come back; drawn for each, so that not all return to a new process at once."""
 _TROUBLE_SECONDS: Final = 1.0
@@ -97,7 +100,11 @@ class LiveStream:
         return self._first.over and not self._first.data
 
     async def begin(self, after: FeedStart) -> None:
-        page = await self._feed.page(after, PAGE_EVENTS, self._wanted, page_bytes=PAGE_BYTES)
+        try:
+            async with asyncio.timeout(BEGIN_SECONDS):
+                page = await self._page(after)
+        except TimeoutError:
+            raise StoreUnavailable("too many streams begin at once") from None
         self._tag = page.log.tag
         self._first = self._chunk_of(page)
         start = after.position if isinstance(after, PositionToken) else {"start": 0}.get(after)
@@ -138,13 +145,7 @@ class LiveStream:
         """The next page of the log. While there is no answer the stream stays where it is: a client that
         was sent away would find the same database."""
         try:
-            async with self._pages:
-                page = await self._feed.page(
-                    PositionToken(self._reached, self._tag),
-                    PAGE_EVENTS,
-                    self._wanted,
-                    page_bytes=PAGE_BYTES,
-                )
+            page = await self._page(PositionToken(self._reached, self._tag))
         except LogRewound:
             self.end()
         except TaskledgerError as error:
@@ -153,6 +154,10 @@ class LiveStream:
         else:
             return self._chunk_of(page)
         return Chunk(b"", self._reached)
+
+    async def _page(self, after: FeedStart) -> FeedPage:
+        async with self._pages:
+            return await self._feed.page(after, PAGE_EVENTS, self._wanted, page_bytes=PAGE_BYTES)
 
     def _chunk_of(self, page: FeedPage) -> Chunk:
         encode = encoder(self._feed, page.log.tag)

@@ -2,10 +2,13 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Final, get_args
 
 from events.ids import DEFAULT_TENANT
+from events.position import PositionToken
 from events.task_state import Status
+from query_side.consistency import Consistency
 from query_side.read_model import ReadModel, Row, Snapshot, statement
 from query_side.shapes import Json
 from taskledger.registry import Registry
@@ -16,27 +19,36 @@ _RATES: Final = ("created", "started", "completed", "failed", "dead", "cancelled
 
 
 class Overview:
-    def __init__(self, model: ReadModel) -> None:
-        self._model = model
+    """As of the checkpoint, which is not below `min_position`: raises as Consistency.at()."""
 
-    async def stats(self) -> tuple[Snapshot, Json]:
-        """Counts as of the checkpoint; rates in events a second over the last whole minutes."""
-        snapshot, counts = await self._model.fetch(statement("counts"), {"tenant": DEFAULT_TENANT})
+    def __init__(self, model: ReadModel, consistency: Consistency) -> None:
+        self._model = model
+        self._consistency = consistency
+
+    async def stats(self, min_position: PositionToken | None = None) -> tuple[Snapshot, Json]:
+        """Counts; rates in events a second over the last whole minutes."""
+        fetch = partial(self._model.fetch, statement("counts"), {"tenant": DEFAULT_TENANT})
+        snapshot, counts = await self._consistency.at(min_position, fetch)
         _, windows = await self._model.fetch(
             statement("activity"), {"time": None}, order="order by found.minutes"
         )
         head = max(int(windows[0]["head"]), snapshot.checkpoint)
         return snapshot, stats_json(counts, windows, snapshot, head=head)
 
-    async def queues(self) -> tuple[Snapshot, list[Json]]:
-        snapshot, rows = await self._model.fetch(
-            statement("queues"), {"tenant": DEFAULT_TENANT}, order="order by found.queue"
+    async def queues(self, min_position: PositionToken | None = None) -> tuple[Snapshot, list[Json]]:
+        fetch = partial(
+            self._model.fetch,
+            statement("queues"),
+            {"tenant": DEFAULT_TENANT},
+            order="order by found.queue",
         )
+        snapshot, rows = await self._consistency.at(min_position, fetch)
         return snapshot, [_queue(row) for row in rows]
 
-    async def workers(self) -> tuple[Snapshot, list[Json]]:
+    async def workers(self, min_position: PositionToken | None = None) -> tuple[Snapshot, list[Json]]:
         """Worker processes whose lease has not run out."""
-        snapshot, rows = await self._model.fetch(statement("workers"), order="order by found.holder")
+        fetch = partial(self._model.fetch, statement("workers"), order="order by found.holder")
+        snapshot, rows = await self._consistency.at(min_position, fetch)
         shown = ("holder", "info", "lease_seconds", "renewed_at")
         return snapshot, [{name: row[name] for name in shown} for row in rows]
 

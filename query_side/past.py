@@ -11,10 +11,10 @@ from events.codec import EventMapper
 from events.ids import DEFAULT_TENANT
 from events.position import PositionToken
 from events.task_state import TaskState
+from query_side.consistency import Consistency
 from query_side.cursor import CursorSigner, Place, Signers
 from query_side.history import fold
 from query_side.moments import AsOf, Moment, Moments
-from query_side.reaching import Reaching
 from query_side.read_model import ReadModel, Row, Snapshot, statement
 from query_side.shapes import Json, recorded, task_of_state
 from query_side.tasks import BEYOND, NEWEST_FIRST, PAGE_BYTES, Filters, Page
@@ -31,10 +31,12 @@ _STREAMS: Final = statement("streams")
 
 
 class Past:
-    def __init__(self, model: ReadModel, moments: Moments, reaching: Reaching, signers: Signers) -> None:
+    def __init__(
+        self, model: ReadModel, moments: Moments, consistency: Consistency, signers: Signers
+    ) -> None:
         self._model = model
         self._moments = moments
-        self._reaching = reaching
+        self._consistency = consistency
         self._signers = signers
         self._mapper = EventMapper()
 
@@ -89,7 +91,7 @@ class Past:
             conditions=" and ".join(conditions),
             possible="true" if filters.status is None else "t.status = %(status)s",
         )
-        _, rows = await self._reaching.read(
+        _, rows = await self._consistency.at(
             PositionToken(moment.position, moment.tag),
             lambda: self._model.fetch(sql, parameters, prepare=False, order=NEWEST_FIRST),
         )

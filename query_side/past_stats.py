@@ -8,10 +8,10 @@ from events.counting import CHANGES, Counts, back, changes, counts_of, forward
 from events.errors import UndecodableEvent, UnknownEvent
 from events.ids import DEFAULT_TENANT
 from events.position import PositionToken
+from query_side.consistency import Consistency
 from query_side.errors import AsOfOutOfReach
 from query_side.moments import AsOf, Moment, Moments
 from query_side.overview import stats_json
-from query_side.reaching import Reaching
 from query_side.read_model import ReadModel, Row, Snapshot, statement
 from query_side.shapes import Json
 
@@ -21,10 +21,10 @@ change is found in about 10 microseconds each."""
 
 
 class PastStats:
-    def __init__(self, model: ReadModel, moments: Moments, reaching: Reaching) -> None:
+    def __init__(self, model: ReadModel, moments: Moments, consistency: Consistency) -> None:
         self._model = model
         self._moments = moments
-        self._reaching = reaching
+        self._consistency = consistency
         self._mapper = EventMapper()
 
     async def at(self, when: AsOf) -> tuple[Snapshot, Json]:
@@ -32,7 +32,7 @@ class PastStats:
         and AsOfOutOfReach where no counts are kept near enough."""
         moment = await self._moments.find(when)
         token = PositionToken(moment.position, moment.tag)
-        _, points = await self._reaching.read(
+        _, points = await self._consistency.at(
             token, lambda: self._model.fetch(statement("kept_counts"), {"position": moment.position})
         )
         counts = await self._counts(moment, points)

@@ -115,6 +115,8 @@ class Tail:
         ring = self._ring
         if ring is None:
             page = await self._feed.page("now", 1)
+            if not self._readers:
+                return False
             self._tag = page.log.tag
             self._ring = Ring(page.log.checkpoint, encoder(self._feed, self._tag))
             return False

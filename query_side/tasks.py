@@ -3,17 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Final
 from uuid import UUID
 
-from events.deadline import after, remaining
+from events.deadline import after
 from events.errors import ReadModelLagging
 from events.ids import DEFAULT_TENANT
 from events.position import PositionToken
 from events.task_state import SETTLED
+from query_side.consistency import Consistency
 from query_side.cursor import Place, Signers
 from query_side.errors import TaskNotFound
-from query_side.reaching import Reaching
 from query_side.read_model import ReadModel, Row, Snapshot, statement
 from query_side.shapes import Json, task_of_row
 from query_side.watch import ReadWatch
@@ -72,10 +73,12 @@ class Page:
 
 
 class Tasks:
-    def __init__(self, model: ReadModel, watch: ReadWatch, reaching: Reaching, signers: Signers) -> None:
+    def __init__(
+        self, model: ReadModel, watch: ReadWatch, consistency: Consistency, signers: Signers
+    ) -> None:
         self._model = model
         self._watch = watch
-        self._reaching = reaching
+        self._consistency = consistency
         self._signers = signers
 
     async def get(
@@ -89,27 +92,30 @@ class Tasks:
         an event of the task on the way there, because it is parked.
         """
         asked = 0 if min_position is None else min_position.position
-        if min_position is None:
-            snapshot, row = await self._read(task_id)
-        else:
-            snapshot, row = await self._reaching.read(
-                min_position, lambda: self._read(task_id), hurry=wait_seconds == 0
-            )
-        _refuse_parked(snapshot, row, asked)
         deadline = after(wait_seconds)
-        while row is not None and row["status"] not in SETTLED and self._may_wait(deadline):
-            await self._watch.settled(task_id, seen=snapshot.checkpoint, deadline=deadline)
-            snapshot, row = await self._read(task_id)
+        # Whoever waits for the end needs no row before that.
+        snapshot, row = await self._consistency.at(
+            min_position, partial(self._read, task_id), hurry=wait_seconds == 0
+        )
+        _refuse_parked(snapshot, row, asked)
+        while row is not None and row["status"] not in SETTLED and self._consistency.may_wait(deadline):
+            found = await self._watch.settled(task_id, seen=snapshot.checkpoint, deadline=deadline)
+            snapshot, row = found or await self._read(task_id)
             _refuse_parked(snapshot, row, asked)
         if row is None:
             raise TaskNotFound
         return snapshot, task_of_row(row, snapshot.tag)
 
     async def page(
-        self, name: str, filters: Filters, limit: int, cursor: str | None
+        self,
+        name: str,
+        filters: Filters,
+        limit: int,
+        cursor: str | None,
+        min_position: PositionToken | None = None,
     ) -> tuple[Snapshot, Page]:
         """`name` is the list's own, so that one list's cursor is of no use with another. Raises
-        MalformedCursor."""
+        MalformedCursor, and as Consistency.at()."""
         bound_to = {"list": name, **filters.parameters()}
         conditions = [_OWN, *filters.conditions()]
         parameters: Json = {
@@ -125,7 +131,8 @@ class Tasks:
             parameters |= {"place_at": place.created_at, "place_position": place.created_position}
         sql = _TASKS.format(columns=_COLUMNS, conditions=" and ".join(conditions))
         # Not prepared: a plan for any status would be a bad one for most.
-        snapshot, rows = await self._model.fetch(sql, parameters, prepare=False, order=NEWEST_FIRST)
+        fetch = partial(self._model.fetch, sql, parameters, prepare=False, order=NEWEST_FIRST)
+        snapshot, rows = await self._consistency.at(min_position, fetch)
         shown = rows[:limit]
         next_cursor = None
         if shown and shown[0]["matched"] > len(shown):
@@ -136,9 +143,6 @@ class Tasks:
     async def _read(self, task_id: UUID) -> tuple[Snapshot, Row | None]:
         snapshot, rows = await self._model.fetch(_TASK, {"id": task_id, "tenant": DEFAULT_TENANT})
         return snapshot, rows[0] if rows else None
-
-    def _may_wait(self, deadline: float) -> bool:
-        return remaining(deadline) > 0 and not self._watch.closed
 
 
 def _refuse_parked(snapshot: Snapshot, row: Row | None, asked: int) -> None:

@@ -17,6 +17,7 @@ from query_side.api.overview_routes import overview_routes
 from query_side.api.proof_routes import proof_routes
 from query_side.api.task_routes import task_routes
 from query_side.api.webhook_routes import webhook_routes
+from query_side.consistency import Consistency
 from query_side.cursor import Signers
 from query_side.explain.gather import Explanations
 from query_side.feed import LogFeed
@@ -27,7 +28,6 @@ from query_side.overview import Overview, kinds
 from query_side.past import Past
 from query_side.past_stats import PastStats
 from query_side.proof import Proofs
-from query_side.reaching import Reaching
 from query_side.read_model import ReadModel, statement
 from query_side.tail import Tail
 from query_side.tasks import Tasks
@@ -63,8 +63,8 @@ def create_app(settings: Settings, registry: Registry | None = None) -> FastAPI:
     moments = Moments(model, watch)
     secret = settings.query_api.cursor_secret
     signers = Signers(None if secret is None else secret.get_secret_value().encode())
-    reaching = Reaching(watch)
-    tasks = Tasks(model, watch, reaching, signers)
+    consistency = Consistency(watch)
+    tasks = Tasks(model, watch, consistency, signers)
     feed = LogFeed(model, EventMapper())
     tail = Tail(feed, lambda: connect(dsn, name="query-tail"))
     streams = Streams(
@@ -107,7 +107,7 @@ def create_app(settings: Settings, registry: Registry | None = None) -> FastAPI:
     app.include_router(
         task_routes(
             tasks,
-            Past(model, moments, reaching, signers),
+            Past(model, moments, consistency, signers),
             history,
             Explanations(model, history, settings.external_kinds.keys()),
         )
@@ -115,8 +115,8 @@ def create_app(settings: Settings, registry: Registry | None = None) -> FastAPI:
     app.include_router(proof_routes(Proofs(model)))
     app.include_router(
         overview_routes(
-            Overview(model),
-            PastStats(model, moments, reaching),
+            Overview(model, consistency),
+            PastStats(model, moments, consistency),
             kinds(registry, settings.external_kinds),
         )
     )

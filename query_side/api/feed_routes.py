@@ -15,17 +15,20 @@ from query_side.api.params import (
     KindParam,
     LastEventId,
     LimitParam,
+    PositionParam,
     QueueParam,
     TagParam,
     TypeParam,
     feed_start,
     only,
+    token,
 )
 from query_side.errors import InvalidQuery
-from query_side.feed import FeedStart, LogFeed
+from query_side.feed import FeedStart, LogFeed, within
 from query_side.feed_filter import FeedFilter
 from query_side.history import History
 from query_side.live import Streams
+from query_side.read_model import Snapshot
 
 _DEFAULT_LIMIT: Final = 50
 _STREAM: Final[dict[str, Any]] = {
@@ -50,7 +53,18 @@ def feed_routes(feed: LogFeed, history: History, streams: Streams) -> APIRouter:
         responses={200: {"model": schemas.Feed, "content": _STREAM}},
         summary="The log after a position, once or live",
         dependencies=[
-            Depends(only("after", "limit", "kind", "queue", "tag", "type", repeated=("tag", "type")))
+            Depends(
+                only(
+                    "after",
+                    "limit",
+                    "kind",
+                    "queue",
+                    "tag",
+                    "type",
+                    "min_position",
+                    repeated=("tag", "type"),
+                )
+            )
         ],
     )
     async def events(
@@ -62,14 +76,15 @@ def feed_routes(feed: LogFeed, history: History, streams: Streams) -> APIRouter:
         queue: QueueParam = None,
         tags: TagParam = [],  # noqa: B006  FastAPI copies it
         types: TypeParam = [],  # noqa: B006
+        min_position: PositionParam = None,
         last_event_id: LastEventId = None,
     ) -> Response:
         wanted = FeedFilter(kind, queue, frozenset(tags), frozenset(types))
         if wants_stream(request):
-            if "limit" in request.query_params:
-                raise InvalidQuery("limit", "An event stream has no limit")
+            _refuse(request, "limit", "min_position")
             return EventStream(streams.open(_start(after, last_event_id), wanted))
         page = await feed.page(feed_start(after), limit, wanted)
+        _check(min_position, page.log)
         content = {
             "events": [feed.shown(event, page.log.tag) for event in page.events],
             "next": page.log.token_of(page.reached),
@@ -82,19 +97,39 @@ def feed_routes(feed: LogFeed, history: History, streams: Streams) -> APIRouter:
         responses={200: {"model": schemas.TaskEvents, "content": _STREAM}, 204: _GONE},
         tags=["tasks"],
         summary="Everything that happened to a task, in order, once or live",
-        dependencies=[Depends(only("after"))],
+        dependencies=[Depends(only("after", "min_position"))],
     )
     async def task_events(
-        request: Request, task_id: str, after: AfterParam = "start", last_event_id: LastEventId = None
+        request: Request,
+        task_id: str,
+        after: AfterParam = "start",
+        min_position: PositionParam = None,
+        last_event_id: LastEventId = None,
     ) -> Response:
         known = known_task(task_id)
         if wants_stream(request):
+            _refuse(request, "min_position")
             start = _start(after, last_event_id)
             return EventStream(streams.open(start, FeedFilter(task_id=known)))
         log, found = await history.events(known, feed_start(after))
+        _check(min_position, log)
         return answer(log, {"events": found}, vary="Accept")
 
     return router
+
+
+def _refuse(request: Request, *parameters: str) -> None:
+    """A stream is as new as the log, and has no end."""
+    for parameter in parameters:
+        if parameter in request.query_params:
+            raise InvalidQuery(parameter, "Not of an event stream, which begins after a position")
+
+
+def _check(min_position: str | None, log: Snapshot) -> None:
+    """What is read from the log itself is at every position that there is: raises as within()."""
+    position = token(min_position)
+    if position is not None:
+        within(position, log)
 
 
 def _start(after: str, last_event_id: str | None) -> FeedStart:

@@ -123,6 +123,13 @@ WaitParam = Annotated[
 PositionParam = Annotated[
     str | None, Query(max_length=40, description="Wait until the read table has reached this position.")
 ]
+
+
+def token(text: str | None) -> PositionToken | None:
+    """Raises MalformedPosition."""
+    return None if text is None else PositionToken.parse(text)
+
+
 AsOfParam = Annotated[
     str | None, Query(max_length=40, description="As it was: RFC 3339 time or position token.")
 ]

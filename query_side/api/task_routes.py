@@ -5,7 +5,6 @@ from typing import Any, Final
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
-from events.position import PositionToken
 from query_side.api import schemas
 from query_side.api.answers import answer, known_task, tagged
 from query_side.api.params import (
@@ -21,6 +20,7 @@ from query_side.api.params import (
     TagParam,
     WaitParam,
     only,
+    token,
 )
 from query_side.api.params import (
     as_of as parse_as_of,
@@ -54,6 +54,7 @@ def task_routes(tasks: Tasks, past: Past, history: History, explanations: Explan
                     "limit",
                     "cursor",
                     "as_of",
+                    "min_position",
                     repeated=("tag",),
                 )
             )
@@ -70,19 +71,24 @@ def task_routes(tasks: Tasks, past: Past, history: History, explanations: Explan
         limit: LimitParam = _DEFAULT_LIMIT,
         cursor: CursorParam = None,
         as_of: AsOfParam = None,
+        min_position: PositionParam = None,
     ) -> Response:
         filters = Filters(status, kind, queue, tags, created_after, created_before)
         if as_of is None:
-            snapshot, page = await tasks.page("tasks", filters, limit, cursor)
-        else:
+            snapshot, page = await tasks.page("tasks", filters, limit, cursor, token(min_position))
+        elif min_position is None:
             snapshot, page = await past.page(filters, limit, parse_as_of(as_of), cursor)
+        else:
+            raise InvalidQuery("min_position", "The past has one position: as_of")
         return answer(snapshot, {"tasks": page.tasks, "next_cursor": page.next_cursor})
 
     @router.get(
         "/dead-letters",
         responses=_PAGE,
         summary="Dead tasks with their last error, newest first",
-        dependencies=[Depends(only("kind", "queue", "tag", "limit", "cursor", repeated=("tag",)))],
+        dependencies=[
+            Depends(only("kind", "queue", "tag", "limit", "cursor", "min_position", repeated=("tag",)))
+        ],
     )
     async def dead_letters(
         *,
@@ -91,9 +97,10 @@ def task_routes(tasks: Tasks, past: Past, history: History, explanations: Explan
         tags: TagParam = [],  # noqa: B006  FastAPI copies it
         limit: LimitParam = _DEFAULT_LIMIT,
         cursor: CursorParam = None,
+        min_position: PositionParam = None,
     ) -> Response:
         filters = Filters("dead", kind, queue, tags)
-        snapshot, page = await tasks.page("dead-letters", filters, limit, cursor)
+        snapshot, page = await tasks.page("dead-letters", filters, limit, cursor, token(min_position))
         return answer(snapshot, {"tasks": page.tasks, "next_cursor": page.next_cursor})
 
     @router.get(
@@ -110,10 +117,10 @@ def task_routes(tasks: Tasks, past: Past, history: History, explanations: Explan
         as_of: AsOfParam = None,
     ) -> Response:
         known = known_task(task_id)
-        token = None if min_position is None else PositionToken.parse(min_position)
+        position = token(min_position)
         if as_of is None:
-            snapshot, task = await tasks.get(known, min_position=token, wait_seconds=wait_seconds)
-        elif token is not None or wait_seconds:
+            snapshot, task = await tasks.get(known, min_position=position, wait_seconds=wait_seconds)
+        elif position is not None or wait_seconds:
             raise InvalidQuery("as_of", "The past needs no waiting: not with min_position or wait_seconds")
         else:
             snapshot, task = await history.as_of(known, parse_as_of(as_of))

@@ -32,6 +32,10 @@ def position(token: str) -> int:
     return int(token.partition(".")[0])
 
 
+class Refused(Exception):  # noqa: N818  says what happened
+    """Not a stream, but a problem: (status, code)."""
+
+
 class Parser:
     """As the standard says: an event counts once its empty line is there, and so does its id."""
 
@@ -93,7 +97,7 @@ class Stream:
     def types(self) -> list[str]:
         return [event.type for event in self.events]
 
-    async def until(self, count: int) -> list[Received]:
+    async def until(self, count: int, within: float = 30) -> list[Received]:
         """The events, once there are so many."""
 
         async def there() -> bool:
@@ -101,12 +105,18 @@ class Stream:
                 self._reading.result()
             return len(self.events) >= count
 
-        await eventually(there, f"{count} events, beside {len(self.events)}")
+        await eventually(there, f"{count} events, beside {len(self.events)}", within=within)
         return self.events
 
     async def end(self) -> None:
         """Returns when the server has ended it, in order, or it has died as it was to."""
-        await asyncio.wait_for(self._reading, 15)
+        await asyncio.wait_for(self._reading, 30)
+
+    async def live(self, seconds: float) -> None:
+        """As end(), or after so long."""
+        await asyncio.wait({self._reading}, timeout=seconds)
+        if self._reading.done():
+            self._reading.result()
 
     async def kill(self) -> None:
         self._reading.cancel()
@@ -134,7 +144,7 @@ class Feeds:
         async with self.http.stream("GET", path, headers=headers, params=params) as response:
             if response.status_code != 200:
                 await response.aread()
-            assert response.status_code == 200, response.text
+                raise Refused(response.status_code, response.json()["code"])
             assert response.headers["content-type"].startswith("text/event-stream")
             stream = Stream(response, last_id, dies_after)
             try:

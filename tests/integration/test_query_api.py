@@ -189,7 +189,9 @@ async def test_reading_your_own_write(service: Service, api: httpx.AsyncClient) 
 async def test_a_404_is_given_only_once_the_position_is_reached(
     service: Service, api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("query_side.reaching.Reaching.__init__.__kwdefaults__", {"budget_seconds": 0.3})
+    monkeypatch.setattr(
+        "query_side.consistency.Consistency.__init__.__kwdefaults__", {"budget_seconds": 0.3}
+    )
     async with query_api(service.dsn) as impatient:
         task = await service.create()
         project(service.dsn)

@@ -22,7 +22,7 @@ from tests.support import Service
 
 @pytest.fixture
 async def api(dsn: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[httpx.AsyncClient]:
-    for cls in ("moments.Moments", "reaching.Reaching"):
+    for cls in ("moments.Moments", "consistency.Consistency"):
         monkeypatch.setattr(f"query_side.{cls}.__init__.__kwdefaults__", {"budget_seconds": 0.3})
     async with query_api(dsn) as client:
         yield client
