@@ -20,6 +20,9 @@ class CreateTask:
     retry: RetryPolicy | None = None
     tags: tuple[str, ...] = ()
     tenant: str = DEFAULT_TENANT
+    subject: str | None = None
+    """Whoever the data is about: it is encrypted under that subject's key, else under the tenant's. In no
+    event."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Load, decide, append: what every process that changes a task does, in one place."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -10,6 +10,7 @@ from uuid import UUID
 from command_side.clock import DatabaseClock
 from command_side.commands import CreateTask, TaskCommand
 from command_side.errors import IdempotencyKeyReused, TaskNotFound, WrongState
+from command_side.sealing import OldTasks, Sealing
 from command_side.task import Context, create, decide
 from events.append import (
     AppendCommand,
@@ -30,6 +31,7 @@ from events.queue_events import QueueEvent, QueuePaused, QueueResumed, is_paused
 from events.records import EventRecord
 from events.task_events import TaskQueued, TaskRequeued
 from events.task_state import TaskState, evolve
+from events.vault import OFF, Decoder, Vault
 
 CREATED_AT_ONCE: Final = 200
 """Of a large batch, before others on the event loop get their turn; about 2 ms of work."""
@@ -85,12 +87,20 @@ class CommandService:
     """Every change of a task goes through here, whoever asks: API, worker or sweeper."""
 
     def __init__(
-        self, log: LogReader, commits: GroupCommit, mapper: EventMapper, clock: DatabaseClock
+        self,
+        log: LogReader,
+        commits: GroupCommit,
+        mapper: EventMapper,
+        clock: DatabaseClock,
+        vault: Vault | None = OFF,
     ) -> None:
+        """None instead of a vault: for whoever neither needs to see anybody's text nor has any to add. Then
+        what is sealed stays so, and what is said is said in clear."""
         self._log = log
         self._commits = commits
         self._mapper = mapper
         self._clock = clock
+        self._sealing = Sealing(vault)
 
     async def create(
         self,
@@ -104,6 +114,7 @@ class CommandService:
         With a key that was used before: the tasks of the first request, as they were created.
         Raises IdempotencyKeyReused if that request was another one.
         """
+        seal = await self._sealing.new(commands)
         context = _context(origin, self._clock.now())
         streams: list[StreamAppend] = []
         events: list[EventRecord] = []
@@ -112,11 +123,14 @@ class CommandService:
                 await asyncio.sleep(0)
             task_id = ids[number] if ids is not None else new_task_id()
             event = create(task_id, command, context, number)
-            events.append(event)
+            stored = event if seal is None else seal.event(event, command)
             lane = "" if event.scheduled else command.priority
             streams.append(
-                self._stream(task_id, [event], command.tenant, command.kind, command.queue, lane)
+                self._stream(task_id, [stored], command.tenant, command.kind, command.queue, lane)
             )
+            events.append(event if seal is None else stored.replaced(payload=event.payload))
+        if seal is not None:
+            key = seal.key(key)
         outcome = await self._commits.append(AppendCommand(streams, key))
         match outcome:
             case Appended():
@@ -132,12 +146,13 @@ class CommandService:
                 raise ConcurrencyConflict("a task with this id exists already")
 
     async def load(self, ids: Sequence[UUID]) -> dict[UUID, TaskState]:
-        """The tasks as the log has them now; one query. Ids that are no tasks have no entry."""
-        return {
-            stream: self.fold(recorded)
-            for stream, recorded in (await self._log.read_streams(ids)).items()
-            if recorded[0].topic == "TaskCreated"
-        }
+        """The tasks as the log has them now; one query. Ids that are no tasks have no entry.
+
+        Sealed text is opened; where its key was destroyed stands events.envelopes.Erased. Raises
+        KeyUnavailable.
+        """
+        streams = await self._log.read_streams(ids)
+        return await self._tasks(streams)
 
     async def load_with_paused(
         self, ids: Sequence[UUID], queues: Sequence[tuple[str, str]]
@@ -150,17 +165,14 @@ class CommandService:
             for qid, pair in queue_ids.items()
             if is_paused(self._mapper.decode(event) for event in streams.get(qid, ()))
         }
-        tasks = {
-            stream: self.fold(recorded)
-            for stream, recorded in streams.items()
-            if stream not in queue_ids and recorded[0].topic == "TaskCreated"
-        }
-        return tasks, paused
+        return await self._tasks(streams), paused
 
-    def fold(self, recorded: Sequence[RecordedEvent]) -> TaskState:
+    def fold(self, recorded: Sequence[RecordedEvent], decoder: Decoder | None = None) -> TaskState:
+        """Without a decoder sealed text stays sealed."""
+        decode = (decoder or self._mapper).decode
         state: TaskState | None = None
         for event in recorded:
-            state = evolve(state, self._mapper.decode(event), at=event.recorded_at, position=event.id)
+            state = evolve(state, decode(event), at=event.recorded_at, position=event.id)
         if state is None:
             raise UndecodableEvent("a task without events")
         return state
@@ -186,7 +198,7 @@ class CommandService:
 
         On a version conflict the task is loaded and the command decided again, up to MAX_DECISIONS
         times. A refusal is decided on a state from the log, never on a stale one. Raises only
-        StoreUnavailable and Overloaded, for all.
+        StoreUnavailable, KeyUnavailable and Overloaded, for all.
         """
         pending = [_Pending(state, command, origin) for state, command in work]
         open_ = pending
@@ -195,7 +207,8 @@ class CommandService:
             stale = self._decide(open_, fresh=fresh)
             appends = [p for p in open_ if p.answer is None and p not in stale]
             if appends:
-                outcomes = await self._commits.append_many([self._command(p) for p in appends])
+                seal = await self._sealing.old((p.state, p.events) for p in appends)
+                outcomes = await self._commits.append_many([self._command(p, seal) for p in appends])
                 for p, outcome in zip(appends, outcomes, strict=True):
                     if not self._settle(p, outcome):
                         stale.append(p)
@@ -249,10 +262,16 @@ class CommandService:
                     p.answer = Applied(p.state, p.state.position, changed=False)
         return stale
 
-    def _command(self, p: _Pending) -> AppendCommand:
+    def _command(self, p: _Pending, seal: OldTasks | None) -> AppendCommand:
         s = p.state
+        events = p.events if seal is None else seal.events(s, p.events)
         lane = s.priority if isinstance(p.events[-1], TaskQueued | TaskRequeued) else ""
-        return AppendCommand([self._stream(s.id, p.events, s.tenant, s.kind, s.queue, lane)])
+        return AppendCommand([self._stream(s.id, events, s.tenant, s.kind, s.queue, lane)])
+
+    async def _tasks(self, streams: Mapping[UUID, Sequence[RecordedEvent]]) -> dict[UUID, TaskState]:
+        tasks = {id_: events for id_, events in streams.items() if events[0].topic == "TaskCreated"}
+        decoder = await self._sealing.decoder(event for events in tasks.values() for event in events)
+        return {id_: self.fold(events, decoder) for id_, events in tasks.items()}
 
     def _settle(self, p: _Pending, outcome: Outcome) -> bool:
         if not isinstance(outcome, Appended):

@@ -12,13 +12,14 @@ from pydantic import BaseModel
 
 from events.errors import UndecodableEvent, UnknownEvent
 from events.ids import as_uuid
+from events.key_events import KeyEvent
 from events.plain import plain_record
 from events.queue_events import QueueEvent
 from events.records import ENVELOPE, METADATA, EventRecord, defaults_of, known_record
 from events.task_events import TaskEvent
 from events.webhook_events import WebhookEvent
 
-RECORD_FAMILIES = (TaskEvent, QueueEvent, WebhookEvent)
+RECORD_FAMILIES = (TaskEvent, QueueEvent, WebhookEvent, KeyEvent)
 """Whatever is in the log belongs to one of them; to import their modules is to register the topics."""
 
 
@@ -128,11 +129,11 @@ def metadata_of(record: EventRecord) -> dict[str, str]:
 
 
 def data_of(record: EventRecord) -> dict[str, Any]:
-    """What the event carries, defaults included, ready for JSON."""
+    """What the event carries, defaults included, ready for JSON. Of sealed text nothing."""
     return record.model_dump(mode="json", exclude=_HIDDEN)
 
 
-_HIDDEN = {*ENVELOPE, *METADATA}
+_HIDDEN = {*ENVELOPE, *METADATA, "sealed"}
 _ALWAYS: Final = object()
 """The default of a field that has none: nothing equals it."""
 

@@ -7,6 +7,7 @@ TaskledgerError
 │   ├── StoreUnavailable       PostgreSQL does not answer within the deadline, or the outcome is unknown
 │   │   └── StorageFull        it answers, but has no room left to store anything
 │   ├── BrokerUnavailable      Redis does not answer
+│   ├── KeyUnavailable         the text is encrypted, and this process cannot get at its key
 │   ├── RequestExpired         the request had waited longer than its budget before it was read
 │   └── ReadModelLagging       the projector has not reached the position asked for
 ├── Overloaded                 more work is waiting than the process accepts (HTTP 429)
@@ -18,6 +19,7 @@ TaskledgerError
 ├── LogError                   the log holds something this release cannot use; followers stop and say so
 │   ├── UnknownEvent           a `Task…` topic, or a version of one, that this release does not know
 │   └── UndecodableEvent       a known topic whose state cannot be read
+│       └── SealBroken         its sealed text belongs to another place, or was tampered with
 ├── CheckpointConflict         another writer moved the checkpoint: this one is no longer the leader
 ├── SchemaNotReady             the database has not been migrated to what this release needs
 └── ConfigurationError         a setting or a server setting stops the process at start, in one line
@@ -61,6 +63,10 @@ class StorageFull(StoreUnavailable):
 
 class BrokerUnavailable(Unavailable):
     code = "broker_unavailable"
+
+
+class KeyUnavailable(Unavailable):
+    code = "key_unavailable"
 
 
 class RequestExpired(Unavailable):
@@ -116,6 +122,10 @@ class UnknownEvent(LogError):
 
 class UndecodableEvent(LogError):
     code = "undecodable_event"
+
+
+class SealBroken(UndecodableEvent):
+    code = "seal_broken"
 
 
 class CheckpointConflict(TaskledgerError):

@@ -74,6 +74,10 @@ class PostgresLogReader:
         """Read anew each time: a restore draws another."""
         return str((await self._read(statements.TAG, ()))[0][0])
 
+    async def rows(self, statement: str, parameters: Sequence[Any]) -> list[TupleRow]:
+        """Of any statement that may run twice. Raises StoreUnavailable, SchemaNotReady."""
+        return await self._read(statement, parameters)
+
     async def _read(
         self, statement: str, parameters: Sequence[Any], deadline: float | None = None
     ) -> list[TupleRow]:

@@ -49,6 +49,10 @@ class EventRecord(BaseModel):
         _set(record, "__pydantic_private__", None)
         return record
 
+    def replaced(self, **fields: Any) -> Self:
+        """A copy with other values, as trusted() makes it."""
+        return self.trusted(**{**self.__dict__, **fields})
+
     def stamped(self, **metadata: str | None) -> Self:
         return self.model_copy(update=metadata)
 

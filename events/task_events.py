@@ -1,7 +1,7 @@
 """Everything that can happen to a task. The stored form of each version lies in tests/golden."""
 
 from datetime import datetime
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -24,6 +24,12 @@ class TaskError(BaseModel):
     traceback: str | None = None
 
 
+ERASED_ERROR: Final = TaskError(
+    type="Erased", message="the data that the task was about was erased before it could run"
+)
+"""Why a task ends whose payload nobody can read any more."""
+
+
 class RetryPolicy(BaseModel):
     """Exponential backoff with full jitter: the n-th counted failure waits a random time in
     [0, min(cap, base × 2ⁿ⁻¹)] seconds."""
@@ -38,11 +44,22 @@ class TaskEvent(EventRecord):
     """Root of the task's events. Followers stop at a `Task…` topic they do not know."""
 
 
-class TaskCreated(TaskEvent):
+class PrivateEvent(TaskEvent):
+    """One field of it holds somebody's text, which may be encrypted: see events.vault."""
+
+    PRIVATE: ClassVar[str]
+    """That field's name."""
+
+    sealed: str | None = None
+    """Its value, encrypted: see events.envelopes. The field itself says nothing then."""
+
+
+class TaskCreated(PrivateEvent):
     """Submitted. `payload` is the client's JSON as sent; `scheduled` tells that `run_at` lay ahead
     of the database's clock when this was appended, so that no reader has to compare clocks."""
 
     TOPIC: ClassVar[str] = "TaskCreated"
+    PRIVATE: ClassVar[str] = "payload"
 
     kind: str
     payload: Any
@@ -69,8 +86,9 @@ class TaskStarted(TaskEvent):
     """The worker's own name, for people."""
 
 
-class TaskCompleted(TaskEvent):
+class TaskCompleted(PrivateEvent):
     TOPIC: ClassVar[str] = "TaskCompleted"
+    PRIVATE: ClassVar[str] = "result"
 
     attempt: int
     result: Any = None
@@ -78,10 +96,11 @@ class TaskCompleted(TaskEvent):
     """Seconds the handler ran, by the worker's monotonic clock; None from workers that do not say."""
 
 
-class TaskFailed(TaskEvent):
+class TaskFailed(PrivateEvent):
     """An attempt ended without a result. `retry_at` is None when the next event says what follows."""
 
     TOPIC: ClassVar[str] = "TaskFailed"
+    PRIVATE: ClassVar[str] = "error"
 
     attempt: int
     cause: FailureCause
@@ -105,31 +124,35 @@ class TaskDeadLettered(TaskEvent):
     attempts: int
 
 
-class TaskCancelRequested(TaskEvent):
+class TaskCancelRequested(PrivateEvent):
     TOPIC: ClassVar[str] = "TaskCancelRequested"
+    PRIVATE: ClassVar[str] = "reason"
 
     by: str | None = None
     reason: str | None = None
 
 
-class TaskCancelled(TaskEvent):
+class TaskCancelled(PrivateEvent):
     TOPIC: ClassVar[str] = "TaskCancelled"
+    PRIVATE: ClassVar[str] = "reason"
 
     by: str | None = None
     reason: str | None = None
 
 
-class TaskRequeued(TaskEvent):
+class TaskRequeued(PrivateEvent):
     """Back from dead or cancelled with a new budget of `max_attempts`; attempts go on counting."""
 
     TOPIC: ClassVar[str] = "TaskRequeued"
+    PRIVATE: ClassVar[str] = "reason"
 
     by: str | None = None
     reason: str | None = None
 
 
-class TaskDiscarded(TaskEvent):
+class TaskDiscarded(PrivateEvent):
     TOPIC: ClassVar[str] = "TaskDiscarded"
+    PRIVATE: ClassVar[str] = "reason"
 
     by: str | None = None
     reason: str | None = None

@@ -117,6 +117,10 @@ class TaskState:
     correlation_id: str | None = None
     traceparent: str | None = None
     actor: str | None = None
+    sealed_payload: str | None = None
+    """Where it is sealed. `payload` is None then, unless whoever folds has opened the events before."""
+    sealed_result: str | None = None
+    sealed_error: str | None = None
 
 
 _DEFAULTS: Final = {f.name: f.default for f in fields(TaskState) if f.default is not MISSING}
@@ -185,12 +189,14 @@ def _after(state: TaskState, event: EventRecord, at: datetime, position: int) ->
                 "started_at": at,
                 "due_at": None,
                 "error": None,
+                "sealed_error": None,
                 "cause": None,
             }
         case TaskCompleted():
             return {
                 "status": "completed",
                 "result": event.result,
+                "sealed_result": event.sealed,
                 "holder": None,
                 "finished_at": at,
             }
@@ -201,6 +207,7 @@ def _after(state: TaskState, event: EventRecord, at: datetime, position: int) ->
                 "isolated": event.cause == "lost",
                 "due_at": event.retry_at,
                 "error": event.error,
+                "sealed_error": event.sealed,
                 "cause": event.cause,
                 "holder": None,
             }
@@ -251,6 +258,7 @@ def _created(event: EventRecord, at: datetime, position: int) -> TaskState:
             "status": "scheduled" if event.scheduled else "queued",
             "kind": event.kind,
             "payload": event.payload,
+            "sealed_payload": event.sealed,
             "queue": event.queue,
             "priority": event.priority,
             "max_attempts": event.max_attempts,

@@ -1,4 +1,5 @@
-"""TaskRow <-> the columns of `tasks`: one table for writing, reading back and comparing."""
+"""TaskRow <-> the columns of `tasks`: one table for writing, reading back and comparing. Sealed text goes
+from the log to the columns as it is: the projector holds no key."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from typing import Any, Final
 import orjson
 from pydantic import BaseModel
 
+from events.envelopes import is_envelope, packed, unpack
 from events.task_events import RetryPolicy, TaskError
 from events.task_state import TaskState
 from projector.fold import TaskRow
@@ -35,16 +37,29 @@ def _text(name: str) -> Column:
     return Column(name, "text", lambda row: text(getattr(row.state, name)))
 
 
-def _model(name: str) -> Column:
-    def value(row: TaskRow) -> bytes | None:
-        model: BaseModel | None = getattr(row.state, name)
-        return None if model is None else orjson.dumps(model.model_dump())
+def _retry(row: TaskRow) -> bytes | None:
+    return None if row.state.retry is None else _model(row.state.retry)
 
-    return Column(name, "bytea", value)
+
+def _payload(row: TaskRow) -> bytes:
+    sealed = row.state.sealed_payload
+    return orjson.dumps(row.state.payload) if sealed is None else packed(sealed)
 
 
 def _result(row: TaskRow) -> bytes | None:
+    if row.state.sealed_result is not None:
+        return packed(row.state.sealed_result)
     return None if row.state.result is None else orjson.dumps(row.state.result)
+
+
+def _error(row: TaskRow) -> bytes | None:
+    if row.state.sealed_error is not None:
+        return packed(row.state.sealed_error)
+    return None if row.state.error is None else _model(row.state.error)
+
+
+def _model(model: BaseModel) -> bytes:
+    return orjson.dumps(model.model_dump())
 
 
 AT_INSERT: Final = (
@@ -56,10 +71,10 @@ AT_INSERT: Final = (
     _text("tenant"),
     _text("priority"),
     Column("tags", "text[]", lambda row: [text(tag) for tag in row.state.tags]),
-    Column("payload", "bytea", lambda row: orjson.dumps(row.state.payload)),
+    Column("payload", "bytea", _payload),
     _plain("max_attempts", "int8"),
     _plain("timeout_seconds", "float8"),
-    _model("retry"),
+    Column("retry", "bytea", _retry),
     _plain("run_at", "timestamptz"),
     _text("correlation_id"),
     _text("traceparent"),
@@ -83,7 +98,7 @@ MUTABLE: Final = (
     _text("cancel_by"),
     _text("cancel_reason"),
     Column("result", "bytea", _result),
-    _model("error"),
+    Column("error", "bytea", _error),
     _text("cause"),
 )
 ID: Final = AT_INSERT[0]
@@ -99,6 +114,10 @@ def row_of(values: Row) -> TaskRow:
     created_position: int = found.pop("created_position")
     found["tags"] = tuple(found["tags"])
     found["retry"] = None if found["retry"] is None else RetryPolicy(**orjson.loads(found["retry"]))
+    for name in ("result", "error"):
+        if is_envelope(found[name]):
+            found[f"sealed_{name}"] = unpack(found[name]).text
+            found[name] = None
     found["error"] = None if found["error"] is None else TaskError(**orjson.loads(found["error"]))
     found["result"] = None if found["result"] is None else orjson.loads(found["result"])
     return TaskRow(TaskState(payload=None, **found), created_position)
@@ -107,7 +126,7 @@ def row_of(values: Row) -> TaskRow:
 def without_payload(row: TaskRow) -> TaskRow:
     """As row_of() would give it, without asking. dataclasses.replace() takes 15 µs, this one."""
     state = object.__new__(TaskState)
-    state.__dict__.update(row.state.__dict__, payload=None)
+    state.__dict__.update(row.state.__dict__, payload=None, sealed_payload=None)
     return TaskRow(state, row.created_position)
 
 

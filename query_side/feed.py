@@ -12,6 +12,7 @@ from events.errors import ReadModelLagging, SchemaNotReady
 from events.ids import DEFAULT_TENANT
 from events.position import PositionToken
 from events.statements import HIGHEST
+from events.vault import OFF, Decoder, Vault
 from events.witness import Witness
 from query_side.errors import TaskNotFound
 from query_side.feed_filter import EVERYTHING, LAST_TYPES, FeedFilter, Tags
@@ -40,6 +41,8 @@ class FeedPage:
     reached: int
     tags: Tags | None
     """Of the events' tasks, if the filter asks for any."""
+    decoder: Decoder
+    """Of the events, opened where they are sealed."""
     over: bool = False
     """Of one task: nothing can follow any more."""
 
@@ -48,9 +51,9 @@ class LogFeed:
     """Independent of the projector: every page is as new as the log. A log that was restored behind this
     process's back is refused, not misread: see events.witness."""
 
-    def __init__(self, model: ReadModel, mapper: EventMapper) -> None:
+    def __init__(self, model: ReadModel, mapper: EventMapper, vault: Vault = OFF) -> None:
         self._model = model
-        self._mapper = mapper
+        self._vault = vault
         self._tags = TaskTags(model, mapper)
         self._witness = Witness()
 
@@ -90,11 +93,7 @@ class LogFeed:
         over = (
             wanted.task_id is not None and reached == log.checkpoint and rows[0]["last_topic"] in LAST_TYPES
         )
-        return FeedPage(log, events, reached, tags, over)
-
-    def shown(self, event: RecordedEvent, tag: str) -> Json:
-        """As the API promises it."""
-        return feed_json(event, tag, self._mapper)
+        return FeedPage(log, events, reached, tags, await self._vault.decoder(events), over)
 
     async def tags_of(self, events: Sequence[RecordedEvent]) -> Tags:
         return await self._tags.of(events)
@@ -114,6 +113,11 @@ class LogFeed:
         first = rows[0]
         self._witness.check((first["tag"], first["head"], first["head_at"], first["seen_at"]), mark)
         return Snapshot(int(first["head"]), str(first["tag"])), rows
+
+
+def shown(event: RecordedEvent, page: FeedPage) -> Json:
+    """As the API promises it."""
+    return feed_json(event, page.log.tag, page.decoder)
 
 
 def within(token: PositionToken, log: Snapshot) -> int:

@@ -6,11 +6,11 @@ from uuid import UUID
 import psycopg
 
 from events.append import RecordedEvent
-from events.codec import EventMapper
 from events.errors import SchemaNotReady, UndecodableEvent, UnknownEvent
 from events.ids import DEFAULT_TENANT
 from events.position import PositionToken
 from events.task_state import TaskState, evolve
+from events.vault import OFF, Decoder, Vault
 from query_side.errors import AsOfOutOfReach, TaskNotFound
 from query_side.feed import FeedStart, within
 from query_side.moments import AsOf, Moments
@@ -21,10 +21,10 @@ from query_side.shapes import Json, event_json, recorded, task_of_state
 class History:
     """Independent of the projector: every answer is as new as the log."""
 
-    def __init__(self, model: ReadModel, moments: Moments) -> None:
+    def __init__(self, model: ReadModel, moments: Moments, vault: Vault = OFF) -> None:
         self._model = model
         self._moments = moments
-        self._mapper = EventMapper()
+        self._vault = vault
 
     async def as_of(self, task_id: UUID, when: AsOf) -> tuple[Snapshot, Json]:
         """The task as of its last event up to the moment; without progress, which is in no event.
@@ -39,7 +39,8 @@ class History:
             raise TaskNotFound(
                 f"there was no task with this id yet: it was created at {log.token_of(events[0].id)}"
             )
-        return moment.snapshot, task_of_state(fold(self._mapper, then, log.tag), log.tag)
+        state = fold(await self._vault.decoder(then), then, log.tag)
+        return moment.snapshot, task_of_state(state, log.tag)
 
     async def events(self, task_id: UUID, after: FeedStart = "start") -> tuple[Snapshot, list[Json]]:
         """The task's events in order, those after a position. Raises TaskNotFound; LogRewound, and
@@ -47,7 +48,8 @@ class History:
         log, events = await self.stream(task_id)
         start = within(after, log) if isinstance(after, PositionToken) else 0
         shown = [] if after == "now" else [event for event in events if event.id > start]
-        return log, [event_json(event, log.tag, self._mapper) for event in shown]
+        decoder = await self._vault.decoder(shown)
+        return log, [event_json(event, log.tag, decoder) for event in shown]
 
     async def stream(self, task_id: UUID) -> tuple[Snapshot, list[RecordedEvent]]:
         """The task's events by rising version, at least one. Raises TaskNotFound."""
@@ -66,12 +68,12 @@ class History:
         return log, [row for row in rows if row["present"]]
 
 
-def fold(mapper: EventMapper, events: Sequence[RecordedEvent], tag: str) -> TaskState:
+def fold(decoder: Decoder, events: Sequence[RecordedEvent], tag: str) -> TaskState:
     """Of at least one event. Raises AsOfOutOfReach where this release cannot apply one of them."""
     state: TaskState | None = None
     for event in events:
         try:
-            state = evolve(state, mapper.decode(event), at=event.recorded_at, position=event.id)
+            state = evolve(state, decoder.decode(event), at=event.recorded_at, position=event.id)
         except (UnknownEvent, UndecodableEvent) as error:
             at = PositionToken(event.id, tag)
             raise AsOfOutOfReach(f"this release cannot apply the task's event at {at}") from error

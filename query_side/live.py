@@ -160,7 +160,7 @@ class LiveStream:
             return await self._feed.page(after, PAGE_EVENTS, self._wanted, page_bytes=PAGE_BYTES)
 
     def _chunk_of(self, page: FeedPage) -> Chunk:
-        encode = encoder(self._feed, page.log.tag)
+        encode = encoder(page)
         return Chunk(b"".join(map(encode, page.events)), page.reached, page.over)
 
     async def _wait(self, deadline: float) -> None:

@@ -7,10 +7,10 @@ from datetime import datetime
 from itertools import groupby
 from typing import Final
 
-from events.codec import EventMapper
 from events.ids import DEFAULT_TENANT
 from events.position import PositionToken
 from events.task_state import TaskState
+from events.vault import OFF, Vault
 from query_side.consistency import Consistency
 from query_side.cursor import CursorSigner, Place, Signers
 from query_side.history import fold
@@ -32,13 +32,18 @@ _STREAMS: Final = statement("streams")
 
 class Past:
     def __init__(
-        self, model: ReadModel, moments: Moments, consistency: Consistency, signers: Signers
+        self,
+        model: ReadModel,
+        moments: Moments,
+        consistency: Consistency,
+        signers: Signers,
+        vault: Vault = OFF,
     ) -> None:
         self._model = model
         self._moments = moments
         self._consistency = consistency
         self._signers = signers
-        self._mapper = EventMapper()
+        self._vault = vault
 
     async def page(
         self, filters: Filters, limit: int, when: AsOf, cursor: str | None
@@ -105,10 +110,11 @@ class Past:
             chunk = rows[start : start + CHUNK]
             parameters = {"ids": [row["id"] for row in chunk], "position": moment.position}
             found = [recorded(row) for row in await self._model.read(_STREAMS, parameters)]
+            decoder = await self._vault.decoder(found)
             streams = {key: list(events) for key, events in groupby(found, lambda e: e.originator_id)}
             for row in chunk:
                 events = streams.get(row["id"])
-                yield row, None if events is None else fold(self._mapper, events, moment.tag)
+                yield row, None if events is None else fold(decoder, events, moment.tag)
 
 
 class _Candidates:

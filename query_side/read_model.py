@@ -122,7 +122,7 @@ class ReadModel:
     async def read(
         self,
         text: str,
-        parameters: Mapping[str, Any],
+        parameters: Mapping[str, Any] | Sequence[Any],
         *,
         prepare: bool = True,
         deadline: float | None = None,
@@ -143,7 +143,7 @@ class ReadModel:
             raise StoreUnavailable("the database cannot be reached") from error
 
     async def _execute(
-        self, text: str, parameters: Mapping[str, Any], prepare: bool, deadline: float
+        self, text: str, parameters: Mapping[str, Any] | Sequence[Any], prepare: bool, deadline: float
     ) -> list[Row]:
         try:
             async with self._pool.connection(timeout=remaining(deadline)) as connection:

@@ -49,19 +49,19 @@ class Entry:
 class Ring:
     """Holds every event above `floor` up to `head`."""
 
-    def __init__(self, position: int, encode: Encode) -> None:
+    def __init__(self, position: int) -> None:
         self.floor = self.head = position
-        self._encode = encode
         self._entries: list[Entry] = []
         self._positions: list[int] = []
         self._bytes = 0
         self._taken: dict[tuple[FeedFilter, int], Chunk] = {}
 
-    def append(self, events: Sequence[RecordedEvent], reached: int, tags: Tags | None) -> list[Entry]:
+    def append(
+        self, events: Sequence[RecordedEvent], reached: int, tags: Tags | None, encode: Encode
+    ) -> list[Entry]:
         """Events above the head, up to `reached`. The oldest make room for them."""
         added = [
-            Entry(event, None if tags is None else tags[event.originator_id], self._encode)
-            for event in events
+            Entry(event, None if tags is None else tags[event.originator_id], encode) for event in events
         ]
         self._entries += added
         self._positions += [event.id for event in events]
@@ -70,6 +70,13 @@ class Ring:
         self._taken.clear()
         self._make_room()
         return added
+
+    def forget(self) -> None:
+        """From here on it begins at its head."""
+        self.floor, self._bytes = self.head, 0
+        self._entries.clear()
+        self._positions.clear()
+        self._taken.clear()
 
     def after(self, position: int, wanted: FeedFilter) -> Chunk | None:
         """What is wanted above the position, as much as a stream takes at once. None: ask the log, as this

@@ -8,10 +8,13 @@ from uuid import UUID
 import orjson
 
 from events.append import RecordedEvent
-from events.codec import EventMapper, data_of, is_task_topic, metadata_of
+from events.codec import data_of, is_task_topic, metadata_of
+from events.envelopes import Erased
 from events.errors import UndecodableEvent, UnknownEvent
 from events.position import PositionToken
+from events.task_events import TaskError
 from events.task_state import TaskState
+from events.vault import Decoder, without_erased
 
 Json = dict[str, Any]
 
@@ -25,7 +28,7 @@ def task_of_row(row: Mapping[str, Any], tag: str) -> Json:
         "queue": row["queue"],
         "priority": row["priority"],
         "tags": row["tags"],
-        "payload": orjson.Fragment(row["payload"]),
+        "payload": _fragment(row["payload"]),
         "result": _fragment(row["result"]),
         "error": _fragment(row["error"]),
         "attempt": row["attempt"],
@@ -38,11 +41,16 @@ def task_of_row(row: Mapping[str, Any], tag: str) -> Json:
         "started_at": row["started_at"],
         "finished_at": row["finished_at"],
         "worker": row["worker"],
+        "erased_at": row.get("erased_at"),
     }
 
 
 def task_of_state(state: TaskState, tag: str) -> Json:
-    """As the log had it: progress is not in the log."""
+    """As the log had it: progress is not in the log. The state's events were opened, see events.vault."""
+    error = state.error.model_dump() if isinstance(state.error, TaskError) else state.error
+    values = {"payload": state.payload, "result": state.result, "error": error}
+    erased = [value for value in values.values() if isinstance(value, Erased)]
+    values = {name: None if isinstance(value, Erased) else value for name, value in values.items()}
     return {
         "id": state.id,
         "kind": state.kind,
@@ -50,9 +58,7 @@ def task_of_state(state: TaskState, tag: str) -> Json:
         "queue": state.queue,
         "priority": state.priority,
         "tags": state.tags,
-        "payload": state.payload,
-        "result": state.result,
-        "error": None if state.error is None else state.error.model_dump(),
+        **values,
         "attempt": state.attempt,
         "max_attempts": state.max_attempts,
         "progress": None,
@@ -63,17 +69,21 @@ def task_of_state(state: TaskState, tag: str) -> Json:
         "started_at": state.started_at,
         "finished_at": state.finished_at,
         "worker": state.worker,
+        "erased_at": next((e.at for e in erased), None),
     }
 
 
-def event_json(event: RecordedEvent, tag: str, mapper: EventMapper) -> Json:
-    """An event that this release does not know is shown as it is stored."""
+def event_json(event: RecordedEvent, tag: str, decoder: Decoder) -> Json:
+    """An event that this release does not know is shown as it is stored. What is sealed shows if the
+    decoder opens it: see events.vault."""
     try:
-        record = mapper.decode(event)
+        record, erased = without_erased(decoder.decode(event))
     except (UnknownEvent, UndecodableEvent):
         data, metadata = _as_stored(event.state), {}
     else:
         data, metadata = data_of(record), metadata_of(record)
+        if erased is not None:
+            data["erased_at"] = erased.at
     return {
         "position": str(PositionToken(event.id, tag)),
         "version": event.originator_version,
@@ -84,13 +94,13 @@ def event_json(event: RecordedEvent, tag: str, mapper: EventMapper) -> Json:
     }
 
 
-def feed_json(event: RecordedEvent, tag: str, mapper: EventMapper) -> Json:
+def feed_json(event: RecordedEvent, tag: str, decoder: Decoder) -> Json:
     """Beside tasks the log holds other aggregates: their events have no task and no kind."""
     return {
         "task_id": event.originator_id if is_task_topic(event.topic) else None,
         "kind": event.kind or None,
         "queue": event.queue or None,
-        **event_json(event, tag, mapper),
+        **event_json(event, tag, decoder),
     }
 
 

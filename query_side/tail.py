@@ -10,7 +10,7 @@ from events.errors import LogRewound, StoreUnavailable, TaskledgerError
 from events.position import PositionToken
 from events.statements import LOG_CHANNEL
 from query_side import sse
-from query_side.feed import LogFeed
+from query_side.feed import FeedPage, LogFeed, shown
 from query_side.feed_filter import FeedFilter
 from query_side.listener import Connect, Listener
 from query_side.ring import Chunk, Encode, Entry, Ring
@@ -73,6 +73,11 @@ class Tail:
             self._wanted.clear()
             self._ring = None
 
+    def forget_texts(self) -> None:
+        """Text may have been erased: whoever is behind reads the log again."""
+        if self._ring is not None:
+            self._ring.forget()
+
     def end_all(self) -> None:
         """Every reader is told to end."""
         for reader in list(self._readers):
@@ -118,7 +123,7 @@ class Tail:
             if not self._readers:
                 return False
             self._tag = page.log.tag
-            self._ring = Ring(page.log.checkpoint, encoder(self._feed, self._tag))
+            self._ring = Ring(page.log.checkpoint)
             return False
         page = await self._feed.page(PositionToken(ring.head, self._tag), BATCH, page_bytes=PAGE_BYTES)
         tagged = any(wanted.tags for wanted in self._readers.values())
@@ -126,7 +131,7 @@ class Tail:
         if self._ring is not ring:  # everybody left meanwhile
             return True
         before = ring.head
-        self._wake(before, ring.append(page.events, page.reached, tags))
+        self._wake(before, ring.append(page.events, page.reached, tags, encoder(page)))
         if len(page.events) >= MANY:
             await asyncio.sleep(PAUSE_SECONDS)
         return page.reached < page.log.checkpoint
@@ -140,11 +145,11 @@ class Tail:
                 _finish(self._by_task.get(entry.event.originator_id, ()), before)
 
 
-def encoder(feed: LogFeed, tag: str) -> Encode:
-    """How a stream shows an event: as the feed does."""
+def encoder(page: FeedPage) -> Encode:
+    """How a stream shows the page's events: as the feed does."""
 
     def encode(event: RecordedEvent) -> bytes:
-        return sse.message(str(PositionToken(event.id, tag)), event.topic, feed.shown(event, tag))
+        return sse.message(page.log.token_of(event.id), event.topic, shown(event, page))
 
     return encode
 

@@ -12,9 +12,11 @@ from events.errors import ReadModelLagging
 from events.ids import DEFAULT_TENANT
 from events.position import PositionToken
 from events.task_state import SETTLED
+from events.vault import OFF, Vault
 from query_side.consistency import Consistency
 from query_side.cursor import Place, Signers
 from query_side.errors import TaskNotFound
+from query_side.opening import open_rows
 from query_side.read_model import ReadModel, Row, Snapshot, statement
 from query_side.shapes import Json, task_of_row
 from query_side.watch import ReadWatch
@@ -74,9 +76,15 @@ class Page:
 
 class Tasks:
     def __init__(
-        self, model: ReadModel, watch: ReadWatch, consistency: Consistency, signers: Signers
+        self,
+        model: ReadModel,
+        watch: ReadWatch,
+        consistency: Consistency,
+        signers: Signers,
+        vault: Vault = OFF,
     ) -> None:
         self._model = model
+        self._vault = vault
         self._watch = watch
         self._consistency = consistency
         self._signers = signers
@@ -104,6 +112,7 @@ class Tasks:
             _refuse_parked(snapshot, row, asked)
         if row is None:
             raise TaskNotFound
+        await open_rows(self._vault, [row])
         return snapshot, task_of_row(row, snapshot.tag)
 
     async def page(
@@ -138,6 +147,7 @@ class Tasks:
         if shown and shown[0]["matched"] > len(shown):
             last = Place(shown[-1]["created_at"], shown[-1]["created_position"])
             next_cursor = self._signers.of(snapshot.tag).sign(last, bound_to)
+        await open_rows(self._vault, shown)
         return snapshot, Page([task_of_row(row, snapshot.tag) for row in shown], next_cursor)
 
     async def _read(self, task_id: UUID) -> tuple[Snapshot, Row | None]:

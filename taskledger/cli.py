@@ -42,6 +42,10 @@ app = typer.Typer(
 )
 
 
+keys = typer.Typer(name="keys", help="Master keys and what they wrap.", no_args_is_help=True)
+app.add_typer(keys)
+
+
 @app.command()
 def up(
     workers: Annotated[int, typer.Option(min=1, max=64, help="How many worker processes.")] = 1,
@@ -151,7 +155,7 @@ def export(
     """Write the log, or one task of it, as lines of JSON: every event, byte for byte as it is stored."""
     if (task is None) is not whole:
         raise typer.BadParameter("either --task ID or --all", param_hint="--task")
-    _once("taskledger.archives", "export", "run_export", task_id=task, file=file)
+    _once("taskledger.archives", "export", function="run_export", task_id=task, file=file)
 
 
 @app.command("import")
@@ -159,7 +163,7 @@ def import_(
     file: Annotated[Path, typer.Argument(help="As `taskledger export` wrote it.")],
 ) -> None:
     """Fill an empty log with what was exported. All or nothing; the log gets a new tag."""
-    _once("taskledger.archives", "import", "run_import", file=file)
+    _once("taskledger.archives", "import", function="run_import", file=file)
 
 
 @app.command()
@@ -180,6 +184,57 @@ def unpark(
 ) -> None:
     """Apply a parked event, and all that its task missed since, with a release that can."""
     _once("projector.park", "unpark", position=position)
+
+
+@app.command()
+def erase(
+    reason: Annotated[str, typer.Option(help="Kept for ever beside what is left. No names here.")],
+    subject: Annotated[
+        str | None, typer.Option(help="As in POST /tasks; - reads it from standard input.")
+    ] = None,
+    tenant: Annotated[
+        str | None, typer.Option(help="Whose subject it is. Alone: all data of the tenant.")
+    ] = None,
+    by: Annotated[str | None, typer.Option(help="Your name, if not that of the login.")] = None,
+) -> None:
+    """Make all text about a subject, or of a tenant, unreadable for ever, by destroying its key."""
+    if subject is None and tenant is None:
+        raise typer.BadParameter("say whose data: --subject or --tenant", param_hint="--subject")
+    if not reason.strip():
+        raise typer.BadParameter("say why", param_hint="--reason")
+    if subject == "-":
+        subject = sys.stdin.readline().rstrip("\r\n")
+    if subject == "":
+        raise typer.BadParameter("is empty", param_hint="--subject")
+    _once(
+        "taskledger.erasing",
+        "erase",
+        function="erase",
+        subject=subject,
+        tenant=tenant,
+        reason=reason.strip(),
+        by=by,
+    )
+
+
+@keys.command("new")
+def new_key(file: Annotated[Path, typer.Argument(help="Must not exist yet.")]) -> None:
+    """Make a master key, for TASKLEDGER__ENCRYPTION__MASTER_KEY_FILE."""
+    from taskledger import erasing
+
+    raise typer.Exit(erasing.new(file))
+
+
+@keys.command()
+def rewrap() -> None:
+    """Wrap every key with the present master key; the previous one is then needed no longer."""
+    _once("taskledger.erasing", "keys", function="rewrap")
+
+
+@keys.command()
+def scrub() -> None:
+    """Once more what `erase` does after an erasure, if it said that something was left."""
+    _once("taskledger.erasing", "keys", function="scrub")
 
 
 @app.command()
@@ -242,13 +297,13 @@ def _run(process: str) -> None:
     os._exit(code or 0)
 
 
-def _once(module: str, process: str, entry: str = "run", **options: Any) -> None:
+def _once(module: str, process: str, *, function: str = "run", **options: Any) -> None:
     """A command that needs the database now and does not wait for it."""
     from psycopg import OperationalError
 
     settings = _prepare(process)
     try:
-        code = getattr(_side(module), entry)(settings, **options)
+        code = getattr(_side(module), function)(settings, **options)
     except OperationalError as error:
         raise StoreUnavailable(f"PostgreSQL does not answer: {error}") from error
     raise typer.Exit(code or 0)

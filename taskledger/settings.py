@@ -138,6 +138,13 @@ class ProofSettings(_Section):
     one, heads are not signed."""
 
 
+class EncryptionSettings(_Section):
+    master_key_file: Path | None = None
+    """Holds the master key. None: nothing is encrypted, and no subject can be erased."""
+    previous_master_key_file: Path | None = None
+    """Of the master key before, until `taskledger keys rewrap` has run."""
+
+
 class ExternalKind(_Section):
     queue: Name = "default"
     payload_schema: dict[str, Any] | None = None
@@ -165,6 +172,7 @@ class Settings(BaseSettings):
     health: HealthSettings = HealthSettings()
     webhooks: WebhookSettings = WebhookSettings()
     proof: ProofSettings = ProofSettings()
+    encryption: EncryptionSettings = EncryptionSettings()
     handlers: tuple[str, ...] = ("examples.handlers",)
     """Modules whose import registers kinds; workers and both APIs load them."""
     external_kinds: dict[Name, ExternalKind] = {}
@@ -181,7 +189,7 @@ class Settings(BaseSettings):
             raise ConfigurationError(
                 f"{PREFIX}POSTGRES__DSN is not set (only `taskledger up` brings its own server)"
             )
-        password = _secret(f"{PREFIX}POSTGRES__PASSWORD_FILE", self.postgres.password_file)
+        password = secret_of(f"{PREFIX}POSTGRES__PASSWORD_FILE", self.postgres.password_file)
         try:
             return make_conninfo(self.postgres.dsn.get_secret_value(), password=password)
         except psycopg.ProgrammingError:
@@ -195,7 +203,7 @@ class Settings(BaseSettings):
             raise ConfigurationError(
                 f"{PREFIX}REDIS__URL is not set (only `taskledger up` brings its own server)"
             )
-        password = _secret(f"{PREFIX}REDIS__PASSWORD_FILE", self.redis.password_file)
+        password = secret_of(f"{PREFIX}REDIS__PASSWORD_FILE", self.redis.password_file)
         return _redis_url(self.redis.url.get_secret_value(), password)
 
     def webhook_secrets(self) -> tuple[bytes, ...]:
@@ -209,7 +217,7 @@ class Settings(BaseSettings):
         found: list[bytes] = []
         for name, value, file in given:
             setting = f"{PREFIX}WEBHOOKS__{name}"
-            text = _secret(f"{setting}_FILE", file) or (value.get_secret_value() if value else None)
+            text = secret_of(f"{setting}_FILE", file) or (value.get_secret_value() if value else None)
             if text is None:
                 continue
             if len(text) < SHORTEST_SECRET:
@@ -247,7 +255,8 @@ def _refuse_unknown(names: Iterable[str]) -> None:
             raise ConfigurationError(f"{name.upper()}: there is no such setting")
 
 
-def _secret(setting: str, file: Path | None) -> str | None:
+def secret_of(setting: str, file: Path | None) -> str | None:
+    """What the file holds. Raises ConfigurationError with the setting's name."""
     if file is None:
         return None
     try:

@@ -2,9 +2,10 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from importlib.metadata import version
+from typing import Any
 
 from fastapi import FastAPI
 
@@ -31,6 +32,7 @@ from events.group_commit import GroupCommit
 from events.postgres_log import PostgresLog
 from events.witness import Witness
 from taskledger.direct import add_direct
+from taskledger.encryption import Encryption, refuse_wrong_key
 from taskledger.http import NO_TELEMETRY, install, on_stopping, serve
 from taskledger.operator_routes import add_docs, add_health, add_metrics
 from taskledger.postgres import WAITING_PER_CONNECTION, connect, make_pool
@@ -43,6 +45,7 @@ _PING_SECONDS = 1.0
 
 def run(settings: Settings) -> None:
     """Serves until it is told to stop. Raises ConfigurationError for a setting it cannot work with."""
+    refuse_wrong_key(settings)
     api = settings.command_api
     serve(
         create_app(settings),
@@ -60,14 +63,17 @@ def create_app(settings: Settings, resolve: Resolve | None = None) -> FastAPI:
     Raises ConfigurationError for missing DSNs, handlers that cannot be loaded, wrong external kinds.
     """
     dsn = settings.require_postgres()
-    kinds = Kinds(load_registry(settings.handlers), settings.external_kinds)
+    registry = load_registry(settings.handlers)
+    encrypts = settings.encryption.master_key_file is not None
+    kinds = Kinds(registry, settings.external_kinds, encrypts=encrypts)
     size = settings.postgres.pool_size
     pool = make_pool(dsn, name="command-api", size=size, max_waiting=size * WAITING_PER_CONNECTION)
     witness = Witness()
     log = PostgresLog(pool, lambda: connect(dsn, name="command-api-append"), witness)
     commits = GroupCommit(log)
     clock = DatabaseClock()
-    service = CommandService(log, commits, EventMapper(), clock)
+    encryption = Encryption(settings.encryption, log.rows, lambda: connect(dsn, name="command-api-keys"))
+    service = CommandService(log, commits, EventMapper(), clock, encryption.vault)
     database = Database(pool, clock, witness)
     leases = Leases(pool, settings.lease_seconds)
     entries = _entries(settings)
@@ -94,7 +100,8 @@ def create_app(settings: Settings, resolve: Resolve | None = None) -> FastAPI:
                 stack.push_async_callback(entries.close)
             stack.push_async_callback(log.close)
             stack.push_async_callback(commits.drain)
-            await stack.enter_async_context(_background(database))
+            await stack.enter_async_context(_background(database.watch()))
+            await stack.enter_async_context(_background(encryption.watch()))
             yield
 
     submit = SubmitRoutes(api)
@@ -117,7 +124,11 @@ def create_app(settings: Settings, resolve: Resolve | None = None) -> FastAPI:
     )
     for routes in (submit, TaskRoutes(api), QueueRoutes(api), WebhookRoutes(api)):
         app.include_router(routes.router())
-    add_health(app, database.missing, degraded)
+
+    async def missing() -> Sequence[str]:
+        return [*await database.missing(), *await encryption.missing()]
+
+    add_health(app, missing, degraded)
     add_metrics(app)
     add_docs(app)
     if claims is not None:
@@ -154,8 +165,8 @@ def _webhooks(settings: Settings, service: WebhookService, resolve: Resolve) -> 
 
 
 @asynccontextmanager
-async def _background(database: Database) -> AsyncGenerator[None]:
-    task = asyncio.create_task(database.watch(), name="database-watch")
+async def _background(watching: Coroutine[Any, Any, None]) -> AsyncGenerator[None]:
+    task = asyncio.create_task(watching)
     try:
         yield
     finally:

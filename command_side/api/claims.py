@@ -9,9 +9,11 @@ from uuid import UUID
 
 from command_side.api.entries import Entries, Entry
 from command_side.api.leases import Leases, holder_of
-from command_side.commands import StartTask, TaskCommand
+from command_side.commands import FailTask, StartTask, TaskCommand
 from command_side.service import Applied, CommandService, ConcurrencyConflictRejected, Origin
 from events.deadline import after, remaining
+from events.envelopes import Erased
+from events.task_events import ERASED_ERROR
 from events.task_state import TaskState
 from taskledger.admission import EDGE_SECONDS
 
@@ -99,7 +101,11 @@ class Claims:
             (state, StartTask(holder=None, worker=wanted.worker)) for state in fit
         ]
         answers = await self._service.execute_each(work, wanted.origin)
-        started = [answer.state for answer in answers if isinstance(answer, Applied)]
+        started = await given_up(
+            self._service,
+            [answer.state for answer in answers if isinstance(answer, Applied)],
+            wanted.origin,
+        )
         expires_at: datetime | None = None
         if started:
             holders = [holder_of(state.id, state.attempt) for state in started]
@@ -113,6 +119,18 @@ class Claims:
         dropped = [entry for entry in entries if entry.task not in undecided]
         await self._entries.drop(dropped)
         return _Found(started, expires_at, len(dropped))
+
+
+async def given_up(
+    service: CommandService, started: Sequence[TaskState], origin: Origin
+) -> list[TaskState]:
+    """What is left to work on: a task whose data was erased meanwhile ends here, dead."""
+    erased = [state for state in started if isinstance(state.payload, Erased)]
+    if erased:
+        await service.execute_each(
+            [(state, FailTask(state.attempt, "discarded", ERASED_ERROR)) for state in erased], origin
+        )
+    return [state for state in started if not isinstance(state.payload, Erased)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,9 @@ from taskledger.registry import Kind, Registry
 from taskledger.settings import ExternalKind
 
 _LONGEST: Final = timedelta(seconds=MAX_DELAY_SECONDS)
+_NOT_ENCRYPTED: Final = (
+    "could not be erased later: encryption is off (TASKLEDGER__ENCRYPTION__MASTER_KEY_FILE is not set)"
+)
 
 
 class _Payload(Protocol):
@@ -51,7 +54,10 @@ class Kinds:
     """Raises ConfigurationError for a name both of a handler and an external kind, or a schema that
     is none."""
 
-    def __init__(self, registry: Registry, external: Mapping[str, ExternalKind]) -> None:
+    def __init__(
+        self, registry: Registry, external: Mapping[str, ExternalKind], *, encrypts: bool = False
+    ) -> None:
+        self._encrypts = encrypts
         self.external: Final = tuple(external)
         self._known: dict[str, _Defaults] = {
             name: _Defaults(
@@ -88,6 +94,8 @@ class Kinds:
                 *_schedule_violations(body, now, at),
                 *defaults.payload.violations(body.payload, f"{at}/payload"),
             ]
+            if body.subject is not None and not self._encrypts:
+                wrong.append(Violation(f"{at}/subject", _NOT_ENCRYPTED))
             invalid.extend(wrong)
             if not (wrong or unknown or invalid):
                 commands.append(_command(body, defaults, now))
@@ -140,4 +148,5 @@ def _command(body: NewTask, defaults: _Defaults, now: datetime) -> CreateTask:
         timeout_seconds=body.timeout_seconds if "timeout_seconds" in given else defaults.timeout_seconds,
         retry=defaults.retry,
         tags=tuple(body.tags),
+        subject=body.subject,
     )

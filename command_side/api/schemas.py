@@ -87,6 +87,9 @@ class NewTask(_Body):
     tags: Annotated[Names, Field(max_length=MAX_TAGS)] = Field(
         default_factory=list, json_schema_extra={"default": []}
     )
+    subject: Annotated[str, Field(min_length=1, max_length=255)] | None = Field(
+        default=None, description="Whoever the data is about: `taskledger erase` makes it unreadable."
+    )
 
 
 class NewTasks(_Body):

@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from command_side.api import openapi
 from command_side.api.body import Model, read
+from command_side.api.claims import given_up
 from command_side.api.context import Api, origin, task_id_of
 from command_side.api.leases import holder_of
 from command_side.api.schemas import (
@@ -147,5 +148,7 @@ class TaskRoutes:
         if paused:
             raise WrongState("the task's queue is paused")
         applied = await api.service.execute_on(state, StartTask(holder=None, worker=body.worker), origin)
+        if not await given_up(api.service, [applied.state], origin):
+            raise WrongState("the task's data was erased: it is dead now")
         holder = holder_of(task_id, applied.state.attempt)
         return applied.state, await api.leases.grant([holder], body.lease_seconds)

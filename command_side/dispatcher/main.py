@@ -102,7 +102,7 @@ async def _parts(
     async with make_pool(dsn, name=NAME, size=pool_size) as pool:
         log = PostgresLog(pool, lambda: connect(dsn, name=f"{NAME}-append"))
         commits = GroupCommit(log)
-        commands = CommandService(log, commits, mapper, clock)
+        commands = CommandService(log, commits, mapper, clock, vault=None)
         redis = make_redis(redis_url, name=NAME)
         try:
             yield _Parts(dsn, OutstandingStore(pool), log, redis, mapper, clock, commands, pace, status)

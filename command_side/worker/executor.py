@@ -13,6 +13,7 @@ from command_side.worker.attempts import Attempt, Stop
 from command_side.worker.outcomes import (
     Cancelled,
     Completed,
+    Discarded,
     Failed,
     HandedBack,
     Outcome,
@@ -22,6 +23,8 @@ from command_side.worker.outcomes import (
 )
 from command_side.worker.perform import perform, perform_blocking
 from command_side.worker.threads import in_thread
+from events.envelopes import Erased
+from events.task_events import ERASED_ERROR
 from taskledger.registry import Execution
 
 CLEANUP_SECONDS: Final = 5.0
@@ -43,11 +46,14 @@ class Executor:
 
     def start(self, attempt: Attempt, ended: Ended) -> None:
         """Runs the handler until it ends, its time is up, or the attempt is stopped, and calls `ended`
-        once, on a later pass of the event loop.
+        once, on a later pass of the event loop. Of a task whose data was erased no handler is called.
 
         Where the handler cannot be made to end, `attempt.lingering` says so. Raises what keeps the
         handler from being begun at all; then `ended` is not called.
         """
+        if isinstance(attempt.state.payload, Erased):
+            asyncio.get_running_loop().call_soon(ended, attempt, Discarded(ERASED_ERROR))
+            return
         _Watch(attempt, self.execution_of(attempt), self._begin, self._cleanup_seconds, ended)
 
     @staticmethod

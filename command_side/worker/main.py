@@ -31,6 +31,7 @@ from command_side.worker.unless import unless
 from events.codec import EventMapper
 from events.group_commit import GroupCommit
 from events.postgres_log import PostgresLog
+from taskledger.encryption import Encryption, refuse_wrong_key
 from taskledger.health import Health, Heartbeat, health_server
 from taskledger.lifecycle import EXIT_INTERRUPTED, EXIT_REPLACE, spare_collector
 from taskledger.postgres import KEYED, connect, connect_sync, make_pool
@@ -116,6 +117,8 @@ class Worker:
     async def _wait_for_servers(self, redis: Redis, stop: asyncio.Event) -> bool:
         """False if the process is stopped meanwhile."""
         await unless(stop, wait_for_database(self._connect_sync, self._clock, self._database))
+        if not stop.is_set():
+            await asyncio.to_thread(refuse_wrong_key, self._settings)
         await unless(stop, wait_for_redis(redis, self._redis))
         return not stop.is_set()
 
@@ -127,7 +130,12 @@ class Worker:
         log = PostgresLog(pool, lambda: connect(self._dsn, name="worker-append"))
         stack.push_async_callback(log.close)
         commits = GroupCommit(log)
-        service = CommandService(log, commits, EventMapper(), self._clock)
+        encryption = Encryption(
+            settings.encryption, log.rows, lambda: connect(self._dsn, name="worker-keys")
+        )
+        listening = asyncio.create_task(encryption.watch(), name="key-watch")
+        stack.callback(listening.cancel)
+        service = CommandService(log, commits, EventMapper(), self._clock, encryption.vault)
         children = Children(self._registry.modules)
         stack.push_async_callback(children.close)
         if any(kind.execution == "process" for kind in self._registry.kinds.values()):

@@ -10,7 +10,7 @@ from command_side.commands import StartTask
 from command_side.service import Applied, CommandService
 from command_side.worker.attempts import Attempt, Attempts
 from command_side.worker.streams import Entry
-from events.errors import LogError, TaskledgerError
+from events.errors import KeyUnavailable, LogError, TaskledgerError
 from events.ids import DEFAULT_TENANT
 from events.task_state import TaskState
 from taskledger.registry import Kind
@@ -161,18 +161,19 @@ class Starter:
     async def _load(
         self, entries: Mapping[UUID, Entry], done: Started
     ) -> tuple[dict[UUID, TaskState], set[UUID]]:
-        """The tasks, and which of them this release cannot read. Fills in `done.paused`."""
+        """The tasks, and which of them this release cannot read or this process has no key for. Fills in
+        `done.paused`."""
         pairs = {(DEFAULT_TENANT, entry.stream.queue) for entry in entries.values()}
         states: dict[UUID, TaskState] = {}
         unknown: set[UUID] = set()
         try:
             states, done.paused = await self._service.load_with_paused(list(entries), list(pairs))
-        except LogError:
+        except (LogError, KeyUnavailable):
             _, done.paused = await self._service.load_with_paused([], list(pairs))
             for task_id in entries:  # one task's history must not hold up the others
                 try:
                     states |= await self._service.load([task_id])
-                except LogError as error:
+                except (LogError, KeyUnavailable) as error:
                     unknown.add(task_id)
                     self.counts["unknown"] += 1
                     _logger.error("task left alone", task=str(task_id), reason=str(error))  # noqa: TRY400

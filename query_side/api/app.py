@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Final
+from typing import Any, Final
 
 import psycopg
 from fastapi import FastAPI
@@ -33,6 +33,7 @@ from query_side.tail import Tail
 from query_side.tasks import Tasks
 from query_side.watch import ReadWatch
 from query_side.webhooks import Webhooks
+from taskledger.encryption import Encryption, refuse_wrong_key
 from taskledger.http import NO_TELEMETRY, PROBLEMS, install, on_stopping, serve
 from taskledger.operator_routes import add_docs, add_health, add_metrics
 from taskledger.postgres import SESSION, WAITING_PER_CONNECTION, connect, make_pool
@@ -60,13 +61,23 @@ def create_app(settings: Settings, registry: Registry | None = None) -> FastAPI:
     pool = make_pool(dsn, name="query-api", size=size, options=_SESSION, max_waiting=waiting)
     model = ReadModel(pool)
     watch = ReadWatch(model, lambda: connect(dsn, name="query-listen"))
+
+    async def fetch(statement: str, parameters: Sequence[Any]) -> list[Sequence[Any]]:
+        try:
+            return [tuple(row.values()) for row in await model.read(statement, parameters)]
+        except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName) as error:
+            raise SchemaNotReady("the database has not been migrated: run `taskledger migrate`") from error
+
+    encryption = Encryption(settings.encryption, fetch, lambda: connect(dsn, name="query-keys"))
+    vault = encryption.vault
     moments = Moments(model, watch)
     secret = settings.query_api.cursor_secret
     signers = Signers(None if secret is None else secret.get_secret_value().encode())
     consistency = Consistency(watch)
-    tasks = Tasks(model, watch, consistency, signers)
-    feed = LogFeed(model, EventMapper())
+    tasks = Tasks(model, watch, consistency, signers, vault)
+    feed = LogFeed(model, EventMapper(), vault)
     tail = Tail(feed, lambda: connect(dsn, name="query-tail"))
+    encryption.on_erased = tail.forget_texts
     streams = Streams(
         feed,
         tail,
@@ -80,6 +91,7 @@ def create_app(settings: Settings, registry: Registry | None = None) -> FastAPI:
             loops = [
                 asyncio.create_task(watch.run(), name="read-watch"),
                 asyncio.create_task(tail.run(), name="log-tail"),
+                asyncio.create_task(encryption.watch(), name="erasures"),
             ]
             try:
                 yield
@@ -102,14 +114,14 @@ def create_app(settings: Settings, registry: Registry | None = None) -> FastAPI:
     on_stopping(app, watch.close)
     on_stopping(app, streams.close)
     app.include_router(webhook_routes(Webhooks(model)))
-    history = History(model, moments)
+    history = History(model, moments, vault)
     app.include_router(feed_routes(feed, history, streams))
     app.include_router(
         task_routes(
             tasks,
-            Past(model, moments, consistency, signers),
+            Past(model, moments, consistency, signers, vault),
             history,
-            Explanations(model, history, settings.external_kinds.keys()),
+            Explanations(model, history, settings.external_kinds.keys(), vault),
         )
     )
     app.include_router(proof_routes(Proofs(model)))
@@ -122,7 +134,11 @@ def create_app(settings: Settings, registry: Registry | None = None) -> FastAPI:
     )
     asking = ReadModel(pool, budget_seconds=_READY_SECONDS)
     witness = Witness()
-    add_health(app, lambda: missing(asking, witness), lambda: degraded(asking))
+
+    async def all_missing() -> Sequence[str]:
+        return [*await missing(asking, witness), *await encryption.missing()]
+
+    add_health(app, all_missing, lambda: degraded(asking))
     add_metrics(app)
     add_docs(app)
     return app
@@ -163,6 +179,7 @@ async def degraded(model: ReadModel) -> Sequence[str]:
 
 def run(settings: Settings) -> None:
     """Until SIGTERM or SIGINT."""
+    refuse_wrong_key(settings)
     api = settings.query_api
     serve(
         create_app(settings),

@@ -24,7 +24,7 @@ from query_side.api.params import (
     token,
 )
 from query_side.errors import InvalidQuery
-from query_side.feed import FeedStart, LogFeed, within
+from query_side.feed import FeedStart, LogFeed, shown, within
 from query_side.feed_filter import FeedFilter
 from query_side.history import History
 from query_side.live import Streams
@@ -86,7 +86,7 @@ def feed_routes(feed: LogFeed, history: History, streams: Streams) -> APIRouter:
         page = await feed.page(feed_start(after), limit, wanted)
         _check(min_position, page.log)
         content = {
-            "events": [feed.shown(event, page.log.tag) for event in page.events],
+            "events": [shown(event, page) for event in page.events],
             "next": page.log.token_of(page.reached),
             "head": page.log.token,
         }

@@ -40,6 +40,8 @@ class Task(BaseModel):
     started_at: datetime | None
     finished_at: datetime | None
     worker: str | None
+    erased_at: datetime | None
+    """Since when nobody can read its payload, result and error, which are null."""
 
 
 class TaskPage(BaseModel):

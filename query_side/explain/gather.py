@@ -20,6 +20,7 @@ from events.task_events import (
     TaskFailed,
 )
 from events.task_state import TaskState, evolve
+from events.vault import OFF, Decoder, Vault, without_erased
 from query_side.errors import AsOfOutOfReach
 from query_side.explain.facts import MOST_AHEAD, Ahead, Facts, Failure, Holder, Told, Workers
 from query_side.explain.reasons import explain
@@ -48,11 +49,14 @@ class _Story:
 class Explanations:
     """`external`: kinds whose workers claim over HTTP."""
 
-    def __init__(self, model: ReadModel, history: History, external: Container[str]) -> None:
+    def __init__(
+        self, model: ReadModel, history: History, external: Container[str], vault: Vault = OFF
+    ) -> None:
         self._model = model
         self._history = history
         self._external = external
         self._mapper = EventMapper()
+        self._vault = vault
 
     async def of(self, task_id: UUID) -> tuple[Snapshot, Json]:
         """Raises TaskNotFound, and AsOfOutOfReach where this release cannot read its first event."""
@@ -95,19 +99,19 @@ class Explanations:
         tries = 0
         while True:
             log, events = await self._history.stream(task_id)
-            story = self._story(events, log)
+            story = self._story(events, log, await self._vault.decoder(events))
             row = await self._around(story.state)
             tries += 1
             if tries == _TRIES or row["version"] == events[-1].originator_version:
                 return log, story, row
 
-    def _story(self, events: Sequence[RecordedEvent], log: Snapshot) -> _Story:
+    def _story(self, events: Sequence[RecordedEvent], log: Snapshot, decoder: Decoder) -> _Story:
         state: TaskState | None = None
         failures: list[Failure] = []
         told, dead_reason, unreadable = None, None, None
         for event in events:
             try:
-                record = self._mapper.decode(event)
+                record, _ = without_erased(decoder.decode(event))
                 state = evolve(state, record, at=event.recorded_at, position=event.id)
             except (UnknownEvent, UndecodableEvent):
                 unreadable = event.id

@@ -1,13 +1,16 @@
-"""The records whose stored form lies beside this file, one of each kind with all fields set and one
-with the required ones alone. A golden file never changes: a new form is a new version and a new file."""
+"""The records whose stored form lies beside this file, one of each kind with all fields set, one with the
+required ones alone, and one with its text encrypted. A golden file never changes: a new form is a new
+version and a new file."""
 
 from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import UUID
 
+from events.key_events import KeyErased
 from events.queue_events import QueuePaused, QueueResumed
 from events.records import EventRecord
 from events.task_events import (
+    PrivateEvent,
     RetryPolicy,
     TaskCancelled,
     TaskCancelRequested,
@@ -33,6 +36,7 @@ from events.webhook_events import (
 
 TASK: Final = UUID("0199d1a0-7c1e-7abc-8def-0123456789ab")
 UID: Final = "dGFza2xlZGdlcjAx"
+SEALED: Final = "AQCrgEUSZ3hM3qvNEjRWeJq8AAAAAAACc2l4IHRpbWVzIHR3byBpcyBmb3J0eSB0d28="
 WHEN: Final = datetime(2026, 1, 2, 3, 4, 5, 678_901, tzinfo=UTC)
 
 
@@ -52,11 +56,17 @@ def _traced(version: int) -> dict[str, Any]:
 
 
 def _both(cls: type[EventRecord], required: dict[str, Any], **optional: Any) -> dict[str, EventRecord]:
-    version = 1 if cls in {TaskCreated, QueuePaused, WebhookCreated} else 2
+    version = 1 if cls in {TaskCreated, QueuePaused, WebhookCreated, KeyErased} else 2
     return {
         "full": cls(**_traced(version), **required, **optional),
         "minimal": cls(**envelope(version), **required),
     }
+
+
+def _sealed(cls: type[PrivateEvent], **clear: Any) -> dict[str, EventRecord]:
+    """What it looks like where its text is encrypted."""
+    version = 1 if cls is TaskCreated else 2
+    return {"sealed": cls(**envelope(version), **clear, sealed=SEALED)}
 
 
 _BY: Final = {"by": "key:ops", "reason": "maintenance – until noon"}
@@ -64,7 +74,8 @@ _QUEUE: Final = {"tenant": "acme", "queue": "slow"}
 _TENANT: Final = {"tenant": "acme"}
 
 RECORDS: Final[dict[tuple[type[EventRecord], int], dict[str, EventRecord]]] = {
-    (TaskCreated, 1): _both(
+    (TaskCreated, 1): _sealed(TaskCreated, kind="sum", payload=None)
+    | _both(
         TaskCreated,
         {"kind": "sum", "payload": {"x": 1, "y": [2.5, None, True, "ünïcödé \x00"]}},
         queue="slow",
@@ -81,8 +92,12 @@ RECORDS: Final[dict[tuple[type[EventRecord], int], dict[str, EventRecord]]] = {
         TaskStarted,
         {"attempt": 3, "holder": "0199d1a0-1111-7000-8000-000000000003", "worker": "worker-7"},
     ),
-    (TaskCompleted, 1): _both(TaskCompleted, {"attempt": 3}, result={"sum": 3}, duration=0.125),
-    (TaskFailed, 1): _both(
+    (TaskCompleted, 1): _both(TaskCompleted, {"attempt": 3}, result={"sum": 3}, duration=0.125)
+    | _sealed(TaskCompleted, attempt=3),
+    (TaskFailed, 1): _sealed(
+        TaskFailed, attempt=3, cause="error", error=TaskError(type="ValueError", message="")
+    )
+    | _both(
         TaskFailed,
         {"attempt": 3, "cause": "error"},
         error=TaskError(type="ValueError", message="no such luck", traceback="Traceback …"),
@@ -91,10 +106,11 @@ RECORDS: Final[dict[tuple[type[EventRecord], int], dict[str, EventRecord]]] = {
     ),
     (TaskQueued, 1): _both(TaskQueued, {"reason": "due"}),
     (TaskDeadLettered, 1): _both(TaskDeadLettered, {"reason": "attempts_exhausted", "attempts": 5}),
-    (TaskCancelRequested, 1): _both(TaskCancelRequested, {}, **_BY),
-    (TaskCancelled, 1): _both(TaskCancelled, {}, **_BY),
-    (TaskRequeued, 1): _both(TaskRequeued, {}, **_BY),
-    (TaskDiscarded, 1): _both(TaskDiscarded, {}, **_BY),
+    (TaskCancelRequested, 1): _both(TaskCancelRequested, {}, **_BY)
+    | _sealed(TaskCancelRequested, by="key:ops"),
+    (TaskCancelled, 1): _both(TaskCancelled, {}, **_BY) | _sealed(TaskCancelled),
+    (TaskRequeued, 1): _both(TaskRequeued, {}, **_BY) | _sealed(TaskRequeued),
+    (TaskDiscarded, 1): _both(TaskDiscarded, {}, **_BY) | _sealed(TaskDiscarded),
     (QueuePaused, 1): _both(QueuePaused, _QUEUE, **_BY),
     (QueueResumed, 1): _both(QueueResumed, _QUEUE, **_BY),
     (WebhookCreated, 1): _both(
@@ -118,6 +134,11 @@ RECORDS: Final[dict[tuple[type[EventRecord], int], dict[str, EventRecord]]] = {
     (WebhookTested, 1): _both(WebhookTested, _TENANT, **_BY),
     (WebhookRedeliveryRequested, 1): _both(
         WebhookRedeliveryRequested, _TENANT, **_BY, dead=True, after=41, upto=43
+    ),
+    (KeyErased, 1): _both(
+        KeyErased,
+        {"tenant": "acme", "scope": "subject", "by": "ops", "reason": "request 4711"},
+        keys=12,
     ),
 }
 """By class and stored version: what each golden file must decode to, by the names of its entries."""

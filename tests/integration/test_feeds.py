@@ -319,19 +319,19 @@ async def test_streams_share_one_reading_of_what_comes(
     """However many there are, the log is read once for a batch, and each event encoded once."""
     pages: list[int] = []
     shown: list[int] = []
-    page, show = LogFeed.page, LogFeed.shown
+    page, show = LogFeed.page, tail.shown
 
     async def counted(self: LogFeed, *arguments: Any, **options: Any) -> Any:
         found = await page(self, *arguments, **options)
         pages.extend(event.id for event in found.events)
         return found
 
-    def counted_shown(self: LogFeed, event: Any, tag: str) -> Any:
+    def counted_shown(event: Any, of: Any) -> Any:
         shown.append(event.id)
-        return show(self, event, tag)
+        return show(event, of)
 
     monkeypatch.setattr(LogFeed, "page", counted)
-    monkeypatch.setattr(LogFeed, "shown", counted_shown)
+    monkeypatch.setattr(tail, "shown", counted_shown)
     async with api.streams(*[{"after": "now"}] * 20) as streams:
         for _ in range(10):
             await service.create()

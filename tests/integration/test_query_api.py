@@ -21,7 +21,7 @@ from tests.support import Service, eventually, wait_until
 TASK_FIELDS = [
     *("id", "kind", "status", "queue", "priority", "tags", "payload", "result", "error", "attempt"),
     *("max_attempts", "progress", "version", "position", "created_at", "run_at", "started_at"),
-    *("finished_at", "worker"),
+    *("finished_at", "worker", "erased_at"),
 ]
 
 
@@ -100,6 +100,7 @@ async def test_a_queued_task_has_every_field(service: Service, api: httpx.AsyncC
         "started_at": None,
         "finished_at": None,
         "worker": None,
+        "erased_at": None,
     }
     assert response.headers["x-position"] == f"1.{tag}"
     assert response.headers["content-type"] == "application/json"
