@@ -10,7 +10,17 @@ from events.append import IdempotencyKey, RecordedEvent
 from events.envelopes import key_of
 from events.records import EventRecord
 from events.task_state import TaskState
-from events.vault import DataKey, Decoder, Key, Owner, Vault, has_private, sealed
+from events.vault import (
+    DataKey,
+    Decoder,
+    Key,
+    Owner,
+    Vault,
+    has_private,
+    note_place,
+    sealed,
+    sealed_note,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +60,14 @@ class Sealing:
     async def decoder(self, events: Iterable[RecordedEvent]) -> Decoder | None:
         """None: sealed text is to stay sealed. Raises KeyUnavailable."""
         return None if self._vault is None else await self._vault.decoder(events)
+
+    async def note(self, state: TaskState, attempt: int, note: str | None) -> str | None:
+        """As the lease of an attempt holds it. Raises KeyUnavailable."""
+        if note is None or state.sealed_payload is None or self._vault is None:
+            return note
+        key_id = key_of(state.sealed_payload)
+        key = (await self._vault.keys({key_id}))[key_id]
+        return sealed_note(note, note_place(state.tenant, state.id, attempt), key)
 
     async def new(self, commands: Sequence[CreateTask]) -> NewTasks | None:
         """None where encryption is off."""

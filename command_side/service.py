@@ -100,7 +100,7 @@ class CommandService:
         self._commits = commits
         self._mapper = mapper
         self._clock = clock
-        self._sealing = Sealing(vault)
+        self.sealing = Sealing(vault)
 
     async def create(
         self,
@@ -114,7 +114,7 @@ class CommandService:
         With a key that was used before: the tasks of the first request, as they were created.
         Raises IdempotencyKeyReused if that request was another one.
         """
-        seal = await self._sealing.new(commands)
+        seal = await self.sealing.new(commands)
         context = _context(origin, self._clock.now())
         streams: list[StreamAppend] = []
         events: list[EventRecord] = []
@@ -207,7 +207,7 @@ class CommandService:
             stale = self._decide(open_, fresh=fresh)
             appends = [p for p in open_ if p.answer is None and p not in stale]
             if appends:
-                seal = await self._sealing.old((p.state, p.events) for p in appends)
+                seal = await self.sealing.old((p.state, p.events) for p in appends)
                 outcomes = await self._commits.append_many([self._command(p, seal) for p in appends])
                 for p, outcome in zip(appends, outcomes, strict=True):
                     if not self._settle(p, outcome):
@@ -270,7 +270,7 @@ class CommandService:
 
     async def _tasks(self, streams: Mapping[UUID, Sequence[RecordedEvent]]) -> dict[UUID, TaskState]:
         tasks = {id_: events for id_, events in streams.items() if events[0].topic == "TaskCreated"}
-        decoder = await self._sealing.decoder(event for events in tasks.values() for event in events)
+        decoder = await self.sealing.decoder(event for events in tasks.values() for event in events)
         return {id_: self.fold(events, decoder) for id_, events in tasks.items()}
 
     def _settle(self, p: _Pending, outcome: Outcome) -> bool:

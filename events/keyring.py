@@ -10,9 +10,11 @@ import hmac
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection, Hashable, Iterable, Mapping, Sequence
-from datetime import datetime
 from typing import Any, Final, Generic, TypeVar
 from uuid import UUID, uuid4
+
+from psycopg import Connection
+from psycopg.rows import TupleRow
 
 from events.ciphers import DataKey, MasterKeys, new_secret
 from events.envelopes import Erased
@@ -71,8 +73,7 @@ class PostgresKeyring:
         found, missing = self._by_id.look(ids)
         if missing:
             mark = self._by_id.mark()
-            rows = await self._fetch(_BY_ID, (list(missing),))
-            learnt = {row[0]: self._key(*row) for row in rows}
+            learnt = _keys(await self._fetch(_BY_ID, (list(missing),)), self._masters)
             self._by_id.learn(learnt, mark)
             found |= learnt
         if len(found) < len(set(ids)):
@@ -122,16 +123,29 @@ class PostgresKeyring:
 
     async def _rows(self, statement: str, parameters: Sequence[Any]) -> dict[tuple[str, bytes], DataKey]:
         rows = await self._fetch(statement, parameters)
-        return {(row[0], bytes(row[1])): self._data_key(*row[2:]) for row in rows}
+        return {(row[0], row[1]): _unwrapped(self._masters, *row[2:]) for row in rows}
 
-    def _key(self, id_: UUID, master: str, wrapped: bytes, erased_at: datetime | None) -> Key:
-        return self._data_key(id_, master, wrapped) if erased_at is None else Erased(erased_at)
 
-    def _data_key(self, id_: UUID, master: str, wrapped: bytes) -> DataKey:
-        try:
-            return self._masters.unwrap(id_, master, wrapped)
-        except SealBroken as error:
-            raise KeyUnavailable(str(error)) from error
+def keys_now(
+    connection: Connection[TupleRow], masters: MasterKeys, ids: Collection[UUID]
+) -> Mapping[UUID, Key]:
+    """As PostgresKeyring.keys(), for a thread with a connection of its own; those that there are. Raises
+    KeyUnavailable, and psycopg errors."""
+    return _keys(connection.execute(_BY_ID, (list(ids),)).fetchall(), masters)
+
+
+def _keys(rows: Iterable[Sequence[Any]], masters: MasterKeys) -> dict[UUID, Key]:
+    return {
+        id_: _unwrapped(masters, id_, master, wrapped) if erased_at is None else Erased(erased_at)
+        for id_, master, wrapped, erased_at in rows
+    }
+
+
+def _unwrapped(masters: MasterKeys, id_: UUID, master: str, wrapped: bytes) -> DataKey:
+    try:
+        return masters.unwrap(id_, master, wrapped)
+    except SealBroken as error:
+        raise KeyUnavailable(str(error)) from error
 
 
 def subject_hash(hashing: DataKey, tenant: str, subject: str | None) -> bytes:
@@ -169,12 +183,13 @@ class _Memory(Generic[K, V]):
     def learn(self, learnt: Mapping[K, V], mark: tuple[float, int]) -> None:
         """As of the mark, and not at all if forget() was called since."""
         asked, forgotten = mark
-        if forgotten != self._forgotten:
+        if not learnt or forgotten != self._forgotten:
             return
         for key, value in learnt.items():
             self._known[key] = (asked + REMEMBERED_SECONDS, value)
             self._known.move_to_end(key)
-        while len(self._known) > REMEMBERED_KEYS:
+        now = self._clock()
+        while len(self._known) > REMEMBERED_KEYS or next(iter(self._known.values()))[0] <= now:
             self._known.popitem(last=False)
 
     def forget(self) -> None:

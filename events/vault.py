@@ -17,7 +17,7 @@ from eventsourcing.persistence import StoredEvent
 from events.append import RecordedEvent
 from events.codec import EventMapper, OrjsonTranscoder
 from events.envelopes import Envelope, Erased, Place, key_of, packed, unpack
-from events.errors import KeyUnavailable, LogError
+from events.errors import KeyUnavailable, LogError, SealBroken
 from events.records import EventRecord
 from events.task_events import ERASED_ERROR, PrivateEvent, TaskError
 
@@ -152,7 +152,8 @@ def sealed(record: EventRecord, tenant: str, key_id: UUID, key: Key) -> EventRec
     if isinstance(key, Erased):
         envelope = Envelope(key_id, place.version, b"", b"")
     else:
-        envelope = key.seal(_TRANSCODER.encode(value), place)
+        plain = value.model_dump() if isinstance(value, TaskError) else value
+        envelope = key.seal(_TRANSCODER.encode(plain), place)
     return record.replaced(sealed=envelope.text, **{record.PRIVATE: _left_of(value)})
 
 
@@ -161,6 +162,25 @@ def open_column(column: bytes, place: Place, key: Key) -> bytes | Erased:
     Raises SealBroken."""
     envelope = unpack(column)
     return _open(envelope, place._replace(version=envelope.version), key)
+
+
+def sealed_note(note: str, place: Place, key: Key) -> str | None:
+    """A note of an attempt's progress, as its lease holds it. Its place: see note_place()."""
+    return None if isinstance(key, Erased) else key.seal(note.encode(), place).text
+
+
+def opened_note(text: str, place: Place, key: Key) -> str | None:
+    """None where it cannot be read: it is only a note, and gone with the attempt."""
+    try:
+        note = _open(unpack(packed(text)), place, key)
+    except SealBroken:
+        return None
+    return None if isinstance(note, Erased) else note.decode()
+
+
+def note_place(tenant: str, task: UUID, attempt: int) -> Place:
+    """An attempt stands for the version: there is no event that holds its notes."""
+    return Place(tenant, task, attempt, "note")
 
 
 def without_erased(record: EventRecord) -> tuple[EventRecord, Erased | None]:

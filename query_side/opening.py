@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from events.envelopes import Erased, Place, is_envelope, unpack
-from events.vault import Vault, open_column
+from events.vault import Vault, note_place, open_column, opened_note
 from query_side.read_model import Row
 
 _SEALED: Final = ("payload", "result", "error")
@@ -18,6 +18,9 @@ async def open_rows(vault: Vault, rows: Sequence[Row]) -> None:
         return
     keys = await vault.keys({unpack(row[name]).key for row, name in found})
     for row, name in found:
+        if name == "payload" and row["note"] is not None:
+            at = note_place(row["tenant"], row["id"], row["attempt"])
+            row["note"] = opened_note(row["note"], at, keys[unpack(row[name]).key])
         place = Place(row["tenant"], row["id"], 0, name)
         value = open_column(row[name], place, keys[unpack(row[name]).key])
         if isinstance(value, Erased):

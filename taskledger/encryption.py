@@ -3,17 +3,18 @@ erasures. Off unless TASKLEDGER__ENCRYPTION__MASTER_KEY_FILE is set; then no cry
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
 
 import psycopg
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, Connection
 from psycopg.rows import TupleRow
 
 from events.connections import answered
 from events.errors import ConfigurationError, SchemaNotReady, StoreUnavailable
-from events.vault import OFF, Vault
+from events.vault import OFF, Key, Vault
 from taskledger.postgres import connect_sync
 from taskledger.settings import EncryptionSettings, Settings, secret_of
 from taskledger.telemetry import get_logger
@@ -84,7 +85,7 @@ class Encryption:
         connect: Callable[[], Awaitable[AsyncConnection[TupleRow]]],
     ) -> None:
         """Raises ConfigurationError."""
-        masters = master_keys(settings)
+        self._masters = masters = master_keys(settings)
         self.vault = OFF
         self._connect = connect
         self._keyring: PostgresKeyring | None = None
@@ -95,6 +96,14 @@ class Encryption:
 
             self._keyring = keyring.PostgresKeyring(fetch, masters)
             self.vault = Vault(self._keyring)
+
+    def keys_now(self, connection: Connection[TupleRow], ids: Collection[UUID]) -> Mapping[UUID, Key]:
+        """For a thread with a connection of its own: see events.keyring. None where encryption is off."""
+        if self._masters is None:
+            return {}
+        from events.keyring import keys_now
+
+        return keys_now(connection, self._masters, ids)
 
     async def missing(self) -> list[str]:
         """For readiness."""

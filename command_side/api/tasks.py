@@ -108,7 +108,8 @@ class TaskRoutes:
         holder = holder_of(id_, body.attempt)
         if state.holder != holder:
             raise WrongState("one of our own worker processes runs the attempt and renews it itself")
-        expires_at = await api.within_budget(api.leases.renew(holder, body.progress, body.note))
+        note = await api.within_budget(api.service.sealing.note(state, body.attempt, body.note))
+        expires_at = await api.within_budget(api.leases.renew(holder, body.progress, note))
         return json_response({"lease_expires_at": expires_at, "cancel_requested": state.cancel_requested})
 
     async def cancel(self, task_id: str, request: Request) -> Response:

@@ -22,6 +22,7 @@ from psycopg.rows import TupleRow
 from psycopg.types.json import Jsonb
 
 from command_side.worker.attempts import Attempt, Attempts, Progress
+from command_side.worker.notes import Keys, no_keys, stored_notes
 from command_side.worker.outage import Outage
 from events.connections import Watchdog
 from events.deadline import after
@@ -80,10 +81,17 @@ class Renewed:
 class Lease:
     """This process's row, and its attempts' progress. Used by the renewal thread alone."""
 
-    def __init__(self, holder: str, lease_seconds: float, info: Callable[[], dict[str, Any]]) -> None:
+    def __init__(
+        self,
+        holder: str,
+        lease_seconds: float,
+        info: Callable[[], dict[str, Any]],
+        keys: Keys = no_keys,
+    ) -> None:
         self._holder = holder
         self._lease_seconds = lease_seconds
         self._info = info
+        self._keys = keys
         self._counter = 0
         self._stored: dict[str, Progress] = {}
         """What the attempts' rows hold."""
@@ -91,11 +99,9 @@ class Lease:
     def renew(
         self, connection: Connection[TupleRow], running: Sequence[Attempt], pairs: Sequence[Pair]
     ) -> Renewed:
-        changed = {
-            a.key: a.progress
-            for a in running
-            if a.progress is not None and self._stored.get(a.key) != a.progress
-        }
+        told = [a for a in running if a.progress is not None and self._stored.get(a.key) != a.progress]
+        changed = {a.key: a.progress for a in told if a.progress is not None}
+        notes = stored_notes(connection, self._keys, [(a, changed[a.key][1]) for a in told])
         self._counter += 1
         row = connection.execute(
             _RENEW,
@@ -104,7 +110,7 @@ class Lease:
                 self._lease_seconds,
                 [self._holder, *changed],
                 [None, *(fraction for fraction, _ in changed.values())],
-                [None, *(note for _, note in changed.values())],
+                [None, *notes],
                 [Jsonb(self._info()), *(None for _ in changed)],
             ),
         ).fetchone()

@@ -22,6 +22,7 @@ from command_side.worker.executor import Executor
 from command_side.worker.finish import Finisher
 from command_side.worker.intake import Intake
 from command_side.worker.leases import Lease, Renewal, Renewed
+from command_side.worker.notes import Keys
 from command_side.worker.outage import Outage
 from command_side.worker.preflight import wait_for_database, wait_for_redis
 from command_side.worker.processes import Children
@@ -157,7 +158,7 @@ class Worker:
         self._starter = Starter(
             service, self._registry.kinds, self._attempts, holder=self.holder, worker=settings.worker.name
         )
-        renewal = self._renewal = self._make_renewal()
+        renewal = self._renewal = self._make_renewal(encryption.keys_now)
         intake = Intake(
             Consumer(
                 redis, self.holder, settings.worker.queues, self._registry.kinds, settings.lease_seconds
@@ -190,10 +191,10 @@ class Worker:
             _logger.warning("outcomes not stored", attempts=runner.running)
             runner.abandon()
 
-    def _make_renewal(self) -> Renewal:
+    def _make_renewal(self, keys: Keys) -> Renewal:
         lease_seconds = self._settings.lease_seconds
         return Renewal(
-            Lease(self.holder, lease_seconds, self._info),
+            Lease(self.holder, lease_seconds, self._info, keys),
             self._attempts,
             connect=self._connect_sync,
             lease_seconds=lease_seconds,
