@@ -7,10 +7,10 @@ and a task never.
 """
 
 import base64
-import hashlib
 import hmac
 import secrets
 from dataclasses import dataclass, field
+from hashlib import blake2b, sha256
 from typing import Final
 from uuid import UUID
 
@@ -42,10 +42,11 @@ class DataKey:
             raise SealBroken(f"the {place.field} was not sealed for its place") from None
 
     def fingerprint(self, digest: bytes) -> bytes:
-        return hmac.digest(self.secret, b"fingerprint " + digest, hashlib.sha256)
+        return hmac.digest(self.secret, b"fingerprint " + digest, sha256)
 
     def _cipher(self, place: Place) -> AESGCM:
-        return AESGCM(hmac.digest(self.secret, b"task " + place.task.bytes, hashlib.sha256))
+        derived = blake2b(place.task.bytes, key=self.secret, digest_size=KEY_BYTES, person=b"task")
+        return AESGCM(derived.digest())
 
 
 class MasterKey:
@@ -56,7 +57,7 @@ class MasterKey:
         if len(secret) != KEY_BYTES:
             raise ValueError(f"a master key is {KEY_BYTES} bytes")
         self._cipher = AESGCM(secret)
-        self.id = hmac.digest(secret, b"taskledger master key", hashlib.sha256)[:8].hex()
+        self.id = hmac.digest(secret, b"taskledger master key", sha256)[:8].hex()
 
     @classmethod
     def parse(cls, text: str) -> "MasterKey":

@@ -165,12 +165,13 @@ def _rewrite(connection: Connection[TupleRow]) -> list[str]:
 
 def _write_over_wal(connection: Connection[TupleRow]) -> list[str]:
     """A checkpoint gives old segments new names, for use as they come up. Each switch to the next one
-    fills the rest of a segment with zeros, so that after as many all that was old is gone."""
+    fills the rest of a segment with zeros: the present one, and after it all that was old."""
     try:
         last = _one(connection, "select pg_walfile_name(pg_current_wal_insert_lsn())")
         connection.execute("select pg_switch_wal()")
         connection.execute("checkpoint")
-        for _ in range(_segments(connection, "name > pg_walfile_name(pg_current_wal_insert_lsn())")):
+        ahead = _segments(connection, "name > pg_walfile_name(pg_current_wal_insert_lsn())")
+        for _ in range(1 + ahead):
             connection.execute("select pg_logical_emit_message(false, 'taskledger', '')")
             connection.execute("select pg_switch_wal()")
         connection.execute("checkpoint")

@@ -248,6 +248,20 @@ async def test_a_thread_of_its_own_gets_the_same_keys(keys: Keys) -> None:
     assert found[bob] == (await keys.ring.keys([bob]))[bob]
 
 
+async def test_it_is_told_when_somebody_still_sees_the_old_row(keys: Keys) -> None:
+    await keys.id_of(ANN)
+    with keys.connected() as seeing:
+        seeing.autocommit = False
+        seeing.execute("set transaction isolation level repeatable read")
+        seeing.execute("select 1")
+        keys.erase()
+        with keys.connected() as connection:
+            assert ["an open transaction" in line for line in erasure._rewrite(connection)] == [True]
+        seeing.rollback()
+    with keys.connected() as connection:
+        assert erasure._rewrite(connection) == []
+
+
 async def test_statistics_keep_nothing_of_a_key(keys: Keys) -> None:
     await keys.ring.owned([(f"t{n}", f"s{n}") for n in range(300)])
     with keys.connected() as connection:

@@ -319,7 +319,7 @@ async def test_streams_share_one_reading_of_what_comes(
     """However many there are, the log is read once for a batch, and each event encoded once."""
     pages: list[int] = []
     shown: list[int] = []
-    page, show = LogFeed.page, tail.shown
+    page, show = LogFeed.page, feed.shown
 
     async def counted(self: LogFeed, *arguments: Any, **options: Any) -> Any:
         found = await page(self, *arguments, **options)

@@ -161,3 +161,11 @@ async def stubborn(payload: str) -> None:
 async def block(payload: float) -> None:
     """What no async handler should do."""
     time.sleep(payload)  # noqa: ASYNC251
+
+
+@task("noted")
+def noted(payload: dict[str, str], ctx: TaskContext) -> None:
+    """Says its note until the file appears."""
+    while not os.path.exists(payload["until"]):  # noqa: PTH110
+        ctx.progress(0.5, payload["note"])
+        time.sleep(TICK)
