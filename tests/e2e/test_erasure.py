@@ -175,7 +175,8 @@ def test_an_erased_subjects_text_is_found_nowhere(
     assert finished("rebuild", folder=tmp_path, **settings).startswith("the old tables and the new ones")
     later = client.post(
         "/tasks", {"kind": "repeat", "payload": {"text": ANN}, "subject": "Ann", "delay_seconds": 3600}
-    )["id"]
+    )
+    client.get(f"/tasks/{later['id']}", min_position=later["position"])
 
     # Not even now: nothing on the disk can be read without the master key.
     disk.flush()
@@ -206,7 +207,7 @@ def test_an_erased_subjects_text_is_found_nowhere(
         "the old tables and the new ones were equal"
     )
     assert client.tasks(bob) == before
-    client.post(f"/tasks/{later}/cancel", {})
+    client.post(f"/tasks/{later['id']}/cancel", {})
 
     assert running.end() == 0
     assert disk.holding(*written(ANN), *written(BOB), *pieces(keys["Ann"])) == []
