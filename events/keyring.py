@@ -4,7 +4,6 @@ A key belongs to a tenant, or to one subject of a tenant. The table knows a subj
 name, and loses that together with the key when it is erased (events.erasure).
 """
 
-import asyncio
 import hashlib
 import hmac
 import time
@@ -62,7 +61,6 @@ class PostgresKeyring:
         self._by_id = _Memory[UUID, Key](clock)
         self._by_owner = _Memory[Owner, DataKey](clock)
         self._hashing: DataKey | None = None
-        self._adding = asyncio.Lock()
 
     def forget(self) -> None:
         """What is under way now is not remembered either."""
@@ -107,13 +105,10 @@ class PostgresKeyring:
 
     async def _find_or_add(self, wanted: Collection[tuple[str, bytes]]) -> dict[tuple[str, bytes], DataKey]:
         found = await self._rows(_BY_OWNER, _columns(wanted))
-        missing = [name for name in wanted if name not in found]
+        # In order, so that two who add the same ones at once do not wait for each other.
+        missing = sorted(name for name in wanted if name not in found)
         if missing:
-            async with self._adding:  # of this process one at a time: the second finds what the first made
-                found |= await self._rows(_BY_OWNER, _columns(missing))
-                missing = sorted(name for name in missing if name not in found)
-                if missing:
-                    found |= await self._rows(_ADD, (*_columns(missing), *self._new(len(missing))))
+            found |= await self._rows(_ADD, (*_columns(missing), *self._new(len(missing))))
         return found
 
     def _new(self, count: int) -> tuple[list[UUID], list[str], list[bytes]]:

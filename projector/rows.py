@@ -8,7 +8,7 @@ from typing import Any, Final
 import orjson
 from pydantic import BaseModel
 
-from events.envelopes import is_envelope, packed, unpack
+from events.envelopes import column_of, is_envelope, unpack
 from events.task_events import RetryPolicy, TaskError
 from events.task_state import TaskState
 from projector.fold import TaskRow
@@ -43,18 +43,18 @@ def _retry(row: TaskRow) -> bytes | None:
 
 def _payload(row: TaskRow) -> bytes:
     sealed = row.state.sealed_payload
-    return orjson.dumps(row.state.payload) if sealed is None else packed(sealed)
+    return orjson.dumps(row.state.payload) if sealed is None else column_of(sealed)
 
 
 def _result(row: TaskRow) -> bytes | None:
     if row.state.sealed_result is not None:
-        return packed(row.state.sealed_result)
+        return column_of(row.state.sealed_result)
     return None if row.state.result is None else orjson.dumps(row.state.result)
 
 
 def _error(row: TaskRow) -> bytes | None:
     if row.state.sealed_error is not None:
-        return packed(row.state.sealed_error)
+        return column_of(row.state.sealed_error)
     return None if row.state.error is None else _model(row.state.error)
 
 

@@ -22,12 +22,14 @@ from events.ciphers import MasterKey, MasterKeys, new_master_text
 from events.envelopes import packed, unpack
 from events.task_events import ERASED_ERROR, TaskError
 from projector.verify import inspect
+from projector.view import schema_name
 from taskledger.encryption import Encryption
 from taskledger.postgres import connect, connect_sync
+from taskledger.redis import stream_key
 from taskledger.settings import EncryptionSettings
 from tests.integration import query
 from tests.integration.command_api import Tasks, in_process, locations, problem, settings_for
-from tests.integration.projection import project, table
+from tests.integration.projection import execute, live_number, project, table
 from tests.integration.workers import Running, worker_settings
 from tests.support import Service, eventually
 
@@ -399,6 +401,28 @@ async def test_who_holds_no_key_can_still_say_that_an_attempt_is_lost(world: Wor
     task = await world.read(str(task_id))
     assert task["error"]["message"] == "its worker is silent"
     assert task["payload"] == {"name": CANARY}
+
+
+async def test_text_that_was_moved_is_refused_and_holds_up_no_other(world: World) -> None:
+    moved, other = await world.create("echo", CANARY), await world.create("echo", "b")
+    third = await world.create("echo", "c")
+    await world.read(moved)
+    schema = schema_name(live_number(world.service.dsn))
+    for name, column, key in (
+        (f"{schema}.tasks", "payload", "id"),
+        ("taskledger.task_events", "state", "originator_id"),
+    ):
+        move = (
+            f"update {name} set {column} = (select {column} from {name} where {key} = %s) where {key} = %s"
+        )
+        await asyncio.to_thread(execute, world.service.dsn, move, UUID(other), UUID(moved))
+    problem(await world.query.get(f"/tasks/{moved}"), 500, "seal_broken")
+    assert (await world.query.get(f"/tasks/{other}")).json()["payload"] == "b"
+    for id_ in (moved, third):
+        await world.api.redis.xadd(stream_key("default", "echo", "normal"), {"task": id_})
+    async with world.worker() as running:
+        await world.until(third, "completed")
+        assert running.worker.status()["entries"]["unknown"] == 1
 
 
 async def test_with_another_master_key_an_api_is_not_ready(world: World, tmp_path: Path) -> None:

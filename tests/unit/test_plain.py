@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from events import plain
 from events.codec import EventMapper
+from events.envelopes import Envelope
 from events.errors import LogError
 from events.plain import plain_record
 from events.queue_events import QueuePaused
@@ -61,6 +62,12 @@ times = st.integers(10**15, 4 * 10**15).map(
 )
 errors = st.builds(TaskError, type=texts, message=texts, traceback=st.none() | texts)
 seconds = st.floats(0, 1e6)
+sealed = st.none() | st.builds(
+    lambda key, version, text: Envelope(key, version, text[:12], text[12:]).text,
+    st.uuids(),
+    st.integers(1, 9),
+    st.just(b"") | st.binary(min_size=29, max_size=60),
+)
 envelope = {
     "originator_id": st.just(TASK),
     "originator_version": st.just(1),
@@ -68,7 +75,7 @@ envelope = {
     "correlation_id": st.none() | texts,
     "actor": st.none() | texts,
 }
-why = {"by": st.none() | texts, "reason": st.none() | texts}
+why = {"by": st.none() | texts, "reason": st.none() | texts, "sealed": sealed}
 
 
 def literal(kind: Any) -> st.SearchStrategy[Any]:
@@ -89,6 +96,7 @@ created = st.builds(
     retry=st.none() | st.builds(RetryPolicy, base_seconds=seconds, cap_seconds=seconds),
     tags=st.lists(texts, max_size=3).map(tuple),
     tenant=texts,
+    sealed=sealed,
 )
 later = st.one_of(
     st.builds(TaskStarted, **envelope, attempt=st.integers(1, 9), holder=texts, worker=texts),
@@ -98,6 +106,7 @@ later = st.one_of(
         attempt=st.integers(1, 9),
         result=json_values,
         duration=st.none() | seconds,
+        sealed=sealed,
     ),
     st.builds(
         TaskFailed,
@@ -107,6 +116,7 @@ later = st.one_of(
         error=st.none() | errors,
         counted=st.booleans(),
         retry_at=st.none() | times,
+        sealed=sealed,
     ),
     st.builds(TaskQueued, **envelope, reason=literal(QueuedReason)),
     st.builds(TaskDeadLettered, **envelope, reason=literal(DeadReason), attempts=st.integers(1, 9)),

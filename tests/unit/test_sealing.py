@@ -285,6 +285,15 @@ def test_the_read_table_holds_sealed_text_as_it_is_and_goes_on_from_it() -> None
     assert after.sealed_error is None
 
 
+@pytest.mark.parametrize("text", ["x", "AQAA", base64.b64encode(b'{"a": 1}').decode() * 9])
+def test_the_read_table_takes_nothing_for_an_envelope_that_is_none(text: str) -> None:
+    """By a ValueError: the projector stops at the event and names it."""
+    record = TaskCreated(originator_id=TASK, originator_version=1, event_uid="u", kind="sum", payload=None)
+    row = fold([Entry(1, GONE.at, record.replaced(sealed=text))], {}).inserted[TASK]
+    with pytest.raises(ValueError):  # noqa: PT011  of whatever kind
+        values_of(row)
+
+
 def test_a_note_opens_for_its_own_attempt_alone() -> None:
     place = note_place("acme", TASK, 2)
     text = sealed_note("half of Ann's file", place, KEY)
