@@ -70,6 +70,12 @@ ENVELOPE = frozenset({"originator_id", "originator_version"})
 METADATA = ("event_uid", "correlation_id", "causation_id", "traceparent", "actor")
 
 
+def topics(family: type[EventRecord]) -> frozenset[str]:
+    """Of all its records; what only groups some of them has none."""
+    below = frozenset(topic for cls in family.__subclasses__() for topic in topics(cls))
+    return below | {family.TOPIC} if "TOPIC" in family.__dict__ else below
+
+
 def known_record(topic: str) -> type[EventRecord] | None:
     """The record class of a topic, or None. A topic is never a module path: nothing is imported."""
     if ":" in topic or "." in topic:

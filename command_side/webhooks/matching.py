@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 from uuid import UUID
 
+from events.records import topics
 from events.task_events import (
     TaskCancelled,
     TaskCompleted,
@@ -14,13 +15,8 @@ from events.task_events import (
 )
 from events.webhook_events import WebhookEvent, WebhookState
 
-
-def _topics(family: type[TaskEvent | WebhookEvent]) -> frozenset[str]:
-    return frozenset(cls.TOPIC for cls in family.__subclasses__())
-
-
-TASK_TYPES: Final = _topics(TaskEvent)
-WEBHOOK_TOPICS: Final = _topics(WebhookEvent)
+TASK_TYPES: Final = topics(TaskEvent)
+WEBHOOK_TOPICS: Final = topics(WebhookEvent)
 DEFAULT_TYPES: Final = tuple(
     cls.TOPIC for cls in (TaskCompleted, TaskDeadLettered, TaskCancelled, TaskDiscarded)
 )

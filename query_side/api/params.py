@@ -12,6 +12,7 @@ from pydantic_core import PydanticCustomError
 
 from events.codec import RECORD_FAMILIES
 from events.position import PositionToken
+from events.records import topics
 from events.task_state import Status
 from query_side.errors import InvalidQuery
 from query_side.feed import FeedStart
@@ -85,9 +86,7 @@ def _size(value: Any) -> Any:
     return value
 
 
-EVENT_TYPES: Final = sorted(
-    record.TOPIC for family in RECORD_FAMILIES for record in family.__subclasses__()
-)
+EVENT_TYPES: Final = sorted(topic for family in RECORD_FAMILIES for topic in topics(family))
 
 
 def _event_type(text: str) -> str:

@@ -9,7 +9,7 @@ import pytest
 
 from command_side.commands import CancelTask, CompleteTask, DiscardTask, FailTask, RequeueTask, StartTask
 from events.ids import new_task_id, queue_id
-from query_side import live, ring, tail
+from query_side import feed, live, ring, tail
 from query_side.feed import LogFeed
 from tests.integration.projection import ERROR, append_raw, execute, many_histories
 from tests.integration.streaming import STREAM, Feeds, feeds, position
