@@ -121,7 +121,7 @@ def scrub(connection: Connection[TupleRow]) -> list[str]:
     """Writes the table afresh, and writes over the write-ahead log that may still hold keys in their
     wrapped form. Returns what could not be done, for people. The connection must be in autocommit and
     without statement_timeout."""
-    return [*_rewrite(connection), *_write_over_wal(connection)]
+    return [*rewrite(connection), *_write_over_wal(connection)]
 
 
 def _hashing(connection: Connection[TupleRow], masters: MasterKeys) -> DataKey | None:
@@ -140,8 +140,9 @@ def _append(connection: Connection[TupleRow], event: KeyErased) -> int:
     return outcome.last_position
 
 
-def _rewrite(connection: Connection[TupleRow]) -> list[str]:
-    """VACUUM alone only marks space as free: what stood there stays until something is written over it."""
+def rewrite(connection: Connection[TupleRow]) -> list[str]:
+    """Of scrub(), the table. VACUUM alone only marks space as free: what stood there stays until something
+    is written over it."""
     kept: list[int] = []
 
     def hear(diagnostic: psycopg.errors.Diagnostic) -> None:

@@ -1,6 +1,7 @@
 """Notes of progress, as the leases hold them: encrypted where the task is."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from uuid import UUID
 
 from psycopg import Connection
@@ -28,10 +29,10 @@ def stored_notes(
         for attempt, note in notes
         if note is not None and attempt.state.sealed_payload is not None
     }
-    try:
-        found = keys(connection, needed) if needed else {}
-    except KeyUnavailable:
-        found = {}
+    found: Mapping[UUID, Key] = {}
+    if needed:
+        with suppress(KeyUnavailable):
+            found = keys(connection, needed)
     return [_stored(attempt, note, found) for attempt, note in notes]
 
 

@@ -85,7 +85,7 @@ async def test_the_table_holds_neither_names_nor_keys_in_clear(keys: Keys) -> No
     text = "".join(str(row) for row in keys.rows("select to_json(k)::text from taskledger.data_keys k"))
     assert "Ann" not in text
     assert "ann" not in text.lower()
-    assert key.secret.hex() not in text  # type: ignore[attr-defined]
+    assert key.secret.hex() not in text
 
 
 async def test_what_is_remembered_is_not_asked_for_again_until_its_time_is_over(keys: Keys) -> None:
@@ -256,10 +256,10 @@ async def test_it_is_told_when_somebody_still_sees_the_old_row(keys: Keys) -> No
         seeing.execute("select 1")
         keys.erase()
         with keys.connected() as connection:
-            assert ["an open transaction" in line for line in erasure._rewrite(connection)] == [True]
+            assert ["an open transaction" in line for line in erasure.rewrite(connection)] == [True]
         seeing.rollback()
     with keys.connected() as connection:
-        assert erasure._rewrite(connection) == []
+        assert erasure.rewrite(connection) == []
 
 
 async def test_statistics_keep_nothing_of_a_key(keys: Keys) -> None:

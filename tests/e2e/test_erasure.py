@@ -3,6 +3,7 @@
 import base64
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -150,7 +151,7 @@ class Client:
         claimed = self.post("/queues/front/claim", {"worker": "w", "limit": 5, "wait_seconds": 10})
         assert {task["payload"]["text"] for task in claimed["tasks"]} == {text}
         for id_ in (held, cancelled):
-            wait_until(lambda id_=id_: self.get(f"/tasks/{id_}")["status"] == "running")
+            wait_until(partial(self._runs, id_))
             self.post(f"/tasks/{id_}/heartbeat", {"attempt": 1, "progress": 0.5, "note": text})
         error = {"type": "Refused", "message": text, "traceback": text}
         self.post(f"/tasks/{held}/fail", {"attempt": 1, "error": error, "retryable": False})
@@ -159,6 +160,9 @@ class Client:
         for id_ in ids:
             self.get(f"/tasks/{id_}", wait_seconds=60)
         return ids
+
+    def _runs(self, id_: str) -> bool:
+        return bool(self.get(f"/tasks/{id_}")["status"] == "running")
 
     def tasks(self, ids: list[str]) -> list[Any]:
         return [self.get(f"/tasks/{id_}") for id_ in ids]

@@ -192,7 +192,7 @@ async def test_once_erased_a_subject_is_unreadable_and_nobody_else_is(world: Wor
 
 async def test_a_subject_is_refused_while_it_could_not_be_erased(service: Service, redis_url: str) -> None:
     async with in_process(settings_for(service.dsn, redis_url)) as client:
-        one = {"kind": "greet", "payload": {}, "subject": "Ann"}
+        one: dict[str, Any] = {"kind": "greet", "payload": {}, "subject": "Ann"}
         answer = await client.post("/tasks", json=one)
         document = problem(answer, 422, "invalid_request")
         assert locations(document) == ["/subject"]
@@ -257,7 +257,7 @@ async def test_of_a_task_that_runs_while_its_subject_is_erased_no_result_can_be_
     async def unreadable() -> bool:
         task = await world.read(ann)
         assert task["status"] == "completed"
-        return task["result"] is None and task["erased_at"] is not None
+        return bool(task["result"] is None and task["erased_at"] is not None)
 
     await eventually(unreadable)
 
@@ -268,7 +268,7 @@ async def test_what_is_sealed_for_an_erased_subject_is_not_even_stored(world: Wo
     await world.erase()
 
     async def heard() -> bool:
-        return (await world.service.state(UUID(ann))).payload != {"name": CANARY}
+        return bool((await world.service.state(UUID(ann))).payload != {"name": CANARY})
 
     await eventually(heard)
     state = await world.service.state(UUID(ann))
@@ -357,7 +357,7 @@ async def test_a_workers_notes_are_sealed_and_shown(world: World, tmp_path: Path
 
         async def unreadable() -> bool:
             task = await world.read(task_id)
-            return task["progress"] == {"progress": 0.5, "note": None}
+            return bool(task["progress"] == {"progress": 0.5, "note": None})
 
         await eventually(unreadable)
         (tmp_path / "go").touch()
@@ -438,5 +438,5 @@ async def test_with_another_master_key_an_api_is_not_ready(world: World, tmp_pat
         settings_for(world.service.dsn, world.redis_url, encryption=encryption)
     ) as client:
         assert "MASTER_KEY_FILE" in problem(await client.get("/health/ready"), 503, "not_ready")["detail"]
-        body = {"kind": "greet", "payload": {}}
+        body: dict[str, Any] = {"kind": "greet", "payload": {}}
         problem(await client.post("/tasks", json=body), 503, "key_unavailable")

@@ -62,12 +62,14 @@ times = st.integers(10**15, 4 * 10**15).map(
 )
 errors = st.builds(TaskError, type=texts, message=texts, traceback=st.none() | texts)
 seconds = st.floats(0, 1e6)
-sealed = st.none() | st.builds(
-    lambda key, version, text: Envelope(key, version, text[:12], text[12:]).text,
+envelopes = st.builds(
+    Envelope,
     st.uuids(),
     st.integers(1, 9),
-    st.just(b"") | st.binary(min_size=29, max_size=60),
+    st.binary(min_size=12, max_size=12),
+    st.just(b"") | st.binary(min_size=17, max_size=60),
 )
+sealed = st.none() | envelopes.map(lambda found: found.text)
 envelope = {
     "originator_id": st.just(TASK),
     "originator_version": st.just(1),
