@@ -248,3 +248,22 @@ def test_another_master_key_stops_each_process_with_one_line(
         assert line == ("TASKLEDGER__ENCRYPTION__MASTER_KEY_FILE: not the master key of this database"), (
             process
         )
+
+
+def test_a_master_key_is_replaced_and_the_old_one_is_good_for_nothing_then(
+    client: Client, tmp_path: Path, settings: dict[str, str]
+) -> None:
+    client.post("/tasks", {"kind": "repeat", "payload": {"text": "x"}, "subject": "Ann"})
+    finished("keys", "new", "new.key", folder=tmp_path)
+    new = settings | {"TASKLEDGER__ENCRYPTION__MASTER_KEY_FILE": "new.key"}
+    assert "not the master key" in refused("query-api", folder=tmp_path, **new)
+    both = new | {"TASKLEDGER__ENCRYPTION__PREVIOUS_MASTER_KEY_FILE": "master.key"}
+    said = finished("keys", "rewrap", folder=tmp_path, **both).splitlines()
+    assert said == [
+        "2 keys wrapped anew; the previous master key is needed no longer",
+        "no file of the database holds it any more, not in its wrapped form either",
+    ]
+    assert "not the master key" in refused("query-api", folder=tmp_path, **settings)
+    erased = finished("erase", "--subject", "Ann", "--reason", "request 4712", folder=tmp_path, **new)
+    assert erased.startswith("erased: 1 key")
+    assert finished("keys", "scrub", folder=tmp_path, **new).startswith("no file of the database")

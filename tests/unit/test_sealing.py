@@ -1,6 +1,8 @@
 """Sealed text: it opens in its own place with its own key, and nowhere else."""
 
 import base64
+import subprocess
+import sys
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -333,6 +335,17 @@ def test_a_file_without_a_master_key_stops_the_process(tmp_path: Path, text: str
     with pytest.raises(ConfigurationError, match="TASKLEDGER__ENCRYPTION__MASTER_KEY_FILE") as raised:
         master_keys(EncryptionSettings(master_key_file=file))
     assert not text or text not in str(raised.value)
+
+
+def test_while_encryption_is_off_no_cipher_is_loaded() -> None:
+    script = """
+import sys
+import command_side.api.app, command_side.worker.main, command_side.dispatcher.main
+import projector.main, query_side.api.app
+assert "events.vault" in sys.modules
+assert "events.ciphers" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[2])
 
 
 def test_master_keys_come_from_files_and_off_is_the_default(tmp_path: Path) -> None:
