@@ -23,9 +23,8 @@ from command_side.api.tasks import TaskRoutes
 from command_side.api.webhooks import WebhookRoutes
 from command_side.clock import DatabaseClock
 from command_side.service import CommandService
-from command_side.webhooks.resolver import Guard, Resolve, SystemResolver
+from command_side.webhooks.resolver import Resolve, SystemResolver, guard_of
 from command_side.webhooks.service import WebhookService
-from command_side.webhooks.targets import Policy
 from events.codec import EventMapper
 from events.errors import BrokerUnavailable, ConfigurationError, Overloaded
 from events.group_commit import GroupCommit
@@ -157,11 +156,8 @@ def _entries(settings: Settings) -> Entries | None:
 
 
 def _webhooks(settings: Settings, service: WebhookService, resolve: Resolve) -> Webhooks | None:
-    hooks, secrets = settings.webhooks, settings.webhook_secrets()
-    if not secrets:
-        return None
-    policy = Policy(hooks.allowed_networks, frozenset(hooks.allowed_ports))
-    return Webhooks(service, Guard(policy, resolve), secrets[0])
+    secrets = settings.webhook_secrets()
+    return Webhooks(service, guard_of(settings.webhooks, resolve), secrets[0]) if secrets else None
 
 
 @asynccontextmanager

@@ -19,11 +19,10 @@ from command_side.webhooks.endpoint import EndpointLoop, EndpointLoops
 from command_side.webhooks.follower import NAME, Follower
 from command_side.webhooks.messages import Shape
 from command_side.webhooks.outcomes import Policy
-from command_side.webhooks.resolver import Guard, Resolve, SystemResolver
+from command_side.webhooks.resolver import Resolve, SystemResolver, guard_of
 from command_side.webhooks.sender import Sender, tls
 from command_side.webhooks.service import WebhookService
 from command_side.webhooks.store import Kept, WebhookStore
-from command_side.webhooks.targets import Policy as AddressPolicy
 from command_side.webhooks.webhook import DisableWebhook
 from events.codec import EventMapper
 from events.errors import (
@@ -43,7 +42,7 @@ from taskledger.health import Health, Heartbeat, health_server
 from taskledger.leader import Leader, leader_connect, leadership
 from taskledger.metrics import CHECKPOINT, HALTED, LAG, WEBHOOKS_DISABLED
 from taskledger.postgres import connect, connect_sync, make_pool
-from taskledger.settings import Settings, WebhookSettings
+from taskledger.settings import Settings
 from taskledger.telemetry import get_logger
 
 LOCK: Final = 7311461898386
@@ -72,10 +71,6 @@ def run(settings: Settings) -> None:
         uvloop.run(until_told_to_stop(lambda stop: serve(settings, stop, status), heartbeat))
 
 
-def address_policy(hooks: WebhookSettings) -> AddressPolicy:
-    return AddressPolicy(hooks.allowed_networks, frozenset(hooks.allowed_ports))
-
-
 async def serve(
     settings: Settings,
     stop: asyncio.Event,
@@ -102,7 +97,7 @@ async def serve(
         _logger.info("standing by", reason=reason)
 
     resolver = SystemResolver()
-    guard = Guard(address_policy(settings.webhooks), resolve or resolver)
+    guard = guard_of(settings.webhooks, resolve or resolver)
     sender = Sender(guard, context, timeout_seconds=settings.webhooks.timeout_seconds)
     try:
         async with _process(dsn, settings, masters, sender, status) as process:

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from command_side.webhooks.targets import Address, Policy, Target, literal_address
+from taskledger.settings import WebhookSettings
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 """Host and port to addresses. Raises OSError."""
@@ -57,3 +58,7 @@ class Guard:
         literal = literal_address(host)
         found = [str(literal)] if literal is not None else await self._resolve(host, port)
         return self._policy.permit(scheme, port, found)
+
+
+def guard_of(hooks: WebhookSettings, resolve: Resolve) -> Guard:
+    return Guard(Policy(hooks.allowed_networks, frozenset(hooks.allowed_ports)), resolve)
