@@ -118,6 +118,7 @@ async def test_webhooks_a_success_counts_whatever_body_follows(hooks: Hooks) -> 
     assert await hooks.rows("attempt, last_status") == [(1, 200)] * 3
 
 
+@pytest.mark.faults
 async def test_webhooks_a_success_counts_though_its_body_never_comes(hooks: Hooks) -> None:
     """An endpoint answers 200 and then falls silent -> Delivered, once, whatever its time is."""
     with pytest.MonkeyPatch.context() as patch:
