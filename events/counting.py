@@ -32,20 +32,19 @@ with touched as materialized (
         where projection = 'tasks' and originator_id = t.originator_id and topic like 'Task%%'
     ) parked
     cross join lateral (
-        select e.originator_version, e.topic, e.tenant, e.queue, e.kind, e.state
+        select e.topic, e.tenant, e.queue, e.kind, e.state
         from taskledger.task_events e
         where e.originator_id = t.originator_id and e.notification_id <= %(high)s::bigint
           and (parked.position is null or e.notification_id < parked.position)
         order by e.originator_version desc limit 1
     ) a
     left join lateral (
-        select e.originator_version, e.topic, e.state
+        select e.topic, e.state
         from taskledger.task_events e
         where e.originator_id = t.originator_id and e.notification_id <= %(low)s::bigint
           and (parked.position is null or e.notification_id < parked.position)
         order by e.originator_version desc limit 1
     ) b on true
-    where a.originator_version is distinct from b.originator_version
 ), looked_into as (
     select tenant, queue, kind, before, after, originator_id, state from ends
     where position('"scheduled":true'::bytea in state) > 0

@@ -21,6 +21,8 @@ from taskledger.telemetry import get_logger
 LOOK_SECONDS: Final = 1.0
 REST: Final = 9.0
 """Filling rests this many times as long as it worked: it takes a tenth of a core at the most."""
+GAPS_SECONDS: Final = 60.0
+"""Where there was no gap, the next look for one: it goes over all points."""
 TROUBLE_SECONDS: Final = 5.0
 _LOCK: Final = 7311461898377
 """Session advisory lock: of many projectors one keeps."""
@@ -36,6 +38,8 @@ class Keeper:
         self._dsn = dsn
         self._every = every
         self._mapper = EventMapper()
+        self._whole = (0, 0.0)
+        """The generation that had no gap, and when to look again."""
         self._stop = Event()
         self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
 
@@ -75,7 +79,12 @@ class Keeper:
             generation = live(connection)
             if generation is None or not generation.is_ours:
                 return False
-            every = self._every
-            return keep(connection, generation, every=every) or fill(
-                connection, generation, self._mapper, every=every
-            )
+            if keep(connection, generation, every=self._every):
+                return True
+            whole, again_at = self._whole
+            if whole == generation.number and time.monotonic() < again_at:
+                return False
+            worked = fill(connection, generation, self._mapper, every=self._every)
+            if not worked:
+                self._whole = (generation.number, time.monotonic() + GAPS_SECONDS)
+            return worked

@@ -32,10 +32,12 @@ where c.name = %(name)s and c.position >= %(at_least)s
 on conflict do nothing
 """
 _GAP: Final = """
-select high, counts from (
-    select position as high, counts, lag(position, 1, 0::bigint) over (order by position) as low
-    from taskledger.kept_counts where generation = %(generation)s
-) k where high - low >= 2 * %(every)s order by high desc limit 1
+select k.high, c.counts from (
+    select high from (
+        select position as high, lag(position, 1, 0::bigint) over (order by position) as low
+        from taskledger.kept_counts where generation = %(generation)s
+    ) each_one where high - low >= 2 * %(every)s order by high desc limit 1
+) k join taskledger.kept_counts c on c.generation = %(generation)s and c.position = k.high
 """
 _PUT: Final = """
 insert into taskledger.kept_counts (generation, position, counts) values (%s, %s, %s) on conflict do nothing
