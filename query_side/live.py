@@ -31,6 +31,7 @@ BEGIN_SECONDS: Final = 10.0
 """How long a stream may wait for its first page."""
 RETRY_MILLISECONDS: Final = (1_000, 3_000)
 """How soon a client is to come back; drawn for each, so that not all return to a new process at once."""
+NOTHING: Final = Chunk(b"", 0)
 _TROUBLE_SECONDS: Final = 1.0
 
 _logger = get_logger(__name__)
@@ -82,7 +83,7 @@ class LiveStream:
         self._wanted = wanted
         self._heartbeat = heartbeat
         self._tag = ""
-        self._first = Chunk(b"", 0)
+        self._first = NOTHING
         self._reached = 0
         self._ended = asyncio.Event()
         self._waiter: Waiter | None = None
@@ -123,6 +124,7 @@ class LiveStream:
         yield sse.opening(self.token, random.randint(*RETRY_MILLISECONDS))  # noqa: S311  jitter
         beat = time.monotonic() + self._heartbeat
         chunk: Chunk | None = self._first
+        self._first = NOTHING
         while not self._ended.is_set():
             if chunk is None:
                 chunk = await self._catch_up()
@@ -137,6 +139,7 @@ class LiveStream:
             elif now >= beat:
                 beat = now + self._heartbeat
                 yield sse.position(self.token)
+            chunk = None  # not to be kept while there is nothing to do
             if self._reached >= self._tail.head:
                 await self._wait(beat)
             chunk = self._tail.after(self._reached, self._wanted)

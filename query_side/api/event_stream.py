@@ -72,6 +72,7 @@ class _Writer:
             await send({"type": "http.response.body", "body": b""})
         finally:
             watching.cancel()
+            self._stream.on_end = None  # or each would keep the other until a garbage collection
 
     async def _send_piece(self, piece: bytes, send: Send) -> None:
         self._blocked = True
