@@ -5,7 +5,7 @@ import json
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import httpx
 
@@ -130,6 +130,13 @@ class Feeds:
         self.url = url
         self.http = httpx.AsyncClient(base_url=url, timeout=20, trust_env=False)
 
+    async def __aenter__(self) -> Self:
+        await self.http.__aenter__()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.http.aclose()
+
     @asynccontextmanager
     async def stream(
         self,
@@ -169,7 +176,6 @@ class Feeds:
 @asynccontextmanager
 async def feeds(dsn: str, **more: Any) -> AsyncGenerator[Feeds]:
     """In this process, over real sockets."""
-    async with on_port(create_app(settings_for(dsn, **more), NO_HANDLERS)) as address:
-        found = Feeds(f"http://{address}")
-        async with found.http:
-            yield found
+    app = create_app(settings_for(dsn, **more), NO_HANDLERS)
+    async with on_port(app) as address, Feeds(f"http://{address}") as found:
+        yield found
