@@ -108,10 +108,10 @@ class Sealer:
                 self._measure(builder.size, head)
                 self._wait_for(None)
                 self.heartbeat.tick()
-                # What is far behind catches up with half of its time, and leaves the other to the rest.
+                # One that is far behind rests as long as it works, and leaves that to the others.
                 behind = sealed and builder.size < head
                 spent = time.monotonic() - began
-                stop.wait(spent if behind else max(0.0, self._seal_seconds - spent))
+                stop.wait(min(spent, SEAL_SECONDS) if behind else max(0.0, self._seal_seconds - spent))
 
     def _await_lead(self, connection: Connection[TupleRow], stop: Event) -> bool:
         while not stop.is_set():

@@ -3,12 +3,14 @@
 import os
 import sys
 from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 from typing import BinaryIO, Final
 from uuid import UUID
 
 from events.errors import ArchiveRefused
 from events.transfer import export, import_archive
+from taskledger.lifecycle import EXIT_FAILED
 from taskledger.postgres import SESSION, connect_sync
 from taskledger.settings import Settings
 
@@ -22,17 +24,28 @@ _FIRST_AND_LAST: Final = 2
 
 def run_export(settings: Settings, *, task_id: UUID | None, file: Path | None) -> int:
     """To standard output without a file. A file is there once it is whole, and for its owner alone."""
-    with connect_sync(
-        settings.require_postgres(), name="export", autocommit=True, options=_OPTIONS
-    ) as connection:
-        lines = export(connection, task_id)
+    with (
+        connect_sync(
+            settings.require_postgres(), name="export", autocommit=True, options=_OPTIONS
+        ) as connection,
+        # A statement that still sends rows would keep the connection from ending.
+        closing(export(connection, task_id)) as lines,
+    ):
         if file is None:
-            for line in lines:
-                sys.stdout.buffer.write(line)
-            sys.stdout.buffer.flush()
-        else:
-            events = _write(file, lines) - _FIRST_AND_LAST
-            sys.stdout.write(f"{events} events exported to {file}\n")
+            return _print(lines)
+        events = _write(file, lines) - _FIRST_AND_LAST
+        sys.stdout.write(f"{events} events exported to {file}\n")
+    return 0
+
+
+def _print(lines: Iterable[bytes]) -> int:
+    try:
+        for line in lines:
+            sys.stdout.buffer.write(line)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:  # whoever read has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
     return 0
 
 

@@ -17,6 +17,7 @@ _TITLES: Final = {
     "relay": "The dispatcher",
     "projector": "The projector",
     "rebuild": "Rebuilds",
+    "sealer": "The sealer",
     "query": "Reads",
     "webhooks": "Webhooks",
     "postgres": "PostgreSQL",

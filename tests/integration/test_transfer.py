@@ -1,5 +1,7 @@
 """What is exported and imported is the same log: same bytes, same read tables, another tag."""
 
+import asyncio
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Generator, Iterator
@@ -212,3 +214,19 @@ def test_the_commands_say_in_one_line_what_is_wrong(dsn: str, tmp_path: Path) ->
         )
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
         assert said in done.stderr
+
+
+async def test_whoever_reads_no_further_is_no_fault(service: Service, tmp_path: Path) -> None:
+    for _ in range(10):
+        await service.create(payload={"text": "x" * 100_000})
+    command = f"'{sys.executable}' -P -m taskledger export --all | head -c 100"
+    process = await asyncio.create_subprocess_shell(
+        command,
+        cwd=tmp_path,
+        env={**os.environ, "TASKLEDGER__POSTGRES__DSN": service.dsn},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    said, complained = await process.communicate()
+    assert said.startswith(b'{"format":"taskledger-archive","version":1,"scope":"log"')
+    assert complained == b""

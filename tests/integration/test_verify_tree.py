@@ -10,6 +10,7 @@ from benchmarks.history import fill
 from events.errors import ConfigurationError, MalformedHead
 from events.heads import Head, note_of
 from events.merkle import EMPTY_ROOT
+from events.migrate import draw_tag
 from projector.verify import inspect, run
 from tests.integration.projection import execute, project
 from tests.integration.query import settings_for
@@ -231,3 +232,13 @@ async def test_a_forged_kept_head_is_told(service: Service) -> None:
     assert len(found) == 2
     assert "not signed" in found[0]
     assert "its root is not the tree's" in found[1]
+
+
+async def test_a_restore_that_was_told_changes_nothing_that_was_sealed(service: Service) -> None:
+    """Heads from before carry the log's old tag and hold for what came back."""
+    await sealed_log(service)
+    kept = newest(service.dsn)
+    draw_tag(service.dsn)
+    seal(service.dsn, KEY)
+    assert newest(service.dsn).head.tag != kept.head.tag
+    assert inspect(service.dsn, [KEY.public], kept).differences == []
