@@ -7,7 +7,7 @@ from uuid import UUID
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from events.append import RecordedEvent
@@ -70,6 +70,7 @@ def read(lines: list[bytes]) -> list[RecordedEvent]:
     return list(Archive.of(lines).events())
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(STATES, TEXT, TEXT), max_size=8))
 def test_events_come_back_as_the_same_bytes(drawn: list[tuple[bytes, str, str]]) -> None:
     events = [event(n + 1, state, topic=topic, kind=kind) for n, (state, topic, kind) in enumerate(drawn)]

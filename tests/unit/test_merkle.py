@@ -4,7 +4,7 @@ import hashlib
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from events.merkle import (
@@ -129,6 +129,7 @@ def test_the_empty_tree() -> None:
     assert edge_of(0) == []
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 300), max_size=6), st.randoms(use_true_random=False))
 def test_a_tree_that_grew_in_any_steps_is_the_tree_over_all_leaves(
     steps: list[int], choice: random.Random
@@ -143,6 +144,7 @@ def test_a_tree_that_grew_in_any_steps_is_the_tree_over_all_leaves(
         assert tree.root(older) == naive(leaves[:older])
 
 
+@settings(deadline=None)
 @given(st.integers(1, 1200), st.data())
 def test_a_leaf_is_proved_by_its_path_and_by_no_other(size: int, data: st.DataObject) -> None:
     index = data.draw(st.integers(0, size - 1))
@@ -160,6 +162,7 @@ def test_a_leaf_is_proved_by_its_path_and_by_no_other(size: int, data: st.DataOb
     assert root_from_path(size, size, leaf, path) is None
 
 
+@settings(deadline=None)
 @given(st.integers(1, 1200), st.data())
 def test_a_tree_that_only_grew_is_consistent_and_no_other(size: int, data: st.DataObject) -> None:
     old = data.draw(st.integers(1, size))
