@@ -182,6 +182,14 @@ async def test_only_who_migrates_may_import(service: Service, other: str) -> Non
     await service.create()
     lines = exported(service.dsn)
     with application(other) as options:
+        role = options.rpartition("=")[2]
+        with psycopg.connect(other) as connection:
+            allowed = connection.execute(
+                "select proname, has_function_privilege(%s, oid, 'execute') from pg_proc"
+                " where proname like 'import%%' order by 1",
+                (role,),
+            ).fetchall()
+        assert allowed == [("import_begin_v1", False), ("import_events_v1", False)]
         with (
             connect_sync(other, name="test", options=options) as connection,
             pytest.raises(ArchiveRefused, match="only the role that migrates"),
