@@ -22,7 +22,7 @@ from projector.view import schema_name
 from tests.chaos.clients import place
 from tests.e2e.running import clean
 from tests.integration.projection import present
-from tests.support import wait_until
+from tests.support import eventually, wait_until
 
 _SMALL: Final = """
 from projector import plan
@@ -152,6 +152,15 @@ class Audience:
         """A task that is there from this position on, and is looked at from now on."""
         if await self._get(random.Random(token), f"/tasks/{task}", {"min_position": token}) is not None:
             self.ids.append(task)
+
+    async def seen_more(self, answers: int) -> None:
+        """Returns when so many further answers have come."""
+        wanted = len(self.tasks) + answers
+
+        async def enough() -> bool:
+            return len(self.tasks) >= wanted
+
+        await eventually(enough, "readers to go on", within=120)
 
     async def _read(self, stop: asyncio.Event, choice: random.Random) -> None:
         token, seen = "", 0
