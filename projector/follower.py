@@ -66,6 +66,16 @@ order by e.notification_id
 event at the checkpoint is known again: see events.tracking.check_log()."""
 
 
+def next_events(
+    connection: Connection[TupleRow], checkpoint: int, upto: int | None
+) -> tuple[datetime | None, list[RecordedEvent]]:
+    """A batch of what follows, and when the event at the checkpoint was recorded, if it is there."""
+    bounds = (checkpoint, HIGHEST if upto is None else upto, BATCH_EVENTS, BATCH_BYTES)
+    rows = RawCursor(connection).execute(_BATCH, bounds, prepare=True, binary=True).fetchall()
+    recorded = [] if rows[0][1] is None else [RecordedEvent.of_row(row[1:]) for row in rows]
+    return rows[0][0], recorded
+
+
 @dataclass(frozen=True, slots=True)
 class Decoded:
     entries: list[Entry]
@@ -168,15 +178,12 @@ class Follower:
         self._rows.clear()
 
     def _next(self, upto: int | None) -> list[Entry] | None:
-        bounds = (self.checkpoint, HIGHEST if upto is None else upto, BATCH_EVENTS, BATCH_BYTES)
-        cursor = RawCursor(self._connection)
-        rows = cursor.execute(_BATCH, bounds, prepare=True, binary=True).fetchall()
+        at, recorded = next_events(self._connection, self.checkpoint, upto)
         known = None if self._fence is None else self._fence.at
-        if known is not None and rows[0][0] != known:
+        if known is not None and at != known:
             raise LogRewound(f"at position {self.checkpoint} is no longer the event that was read")
-        if rows[0][1] is None:
+        if not recorded:
             return None
-        recorded = [RecordedEvent.of_row(row[1:]) for row in rows]
         decoded = decode(recorded, self._mapper, self._parked)
         if decoded.stopped is not None and not decoded.entries:
             raise decoded.stopped

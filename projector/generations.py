@@ -8,7 +8,8 @@ from typing import Final, Literal
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-from projector.view import PROJECTION, SCHEMA_VERSION, create_tables, drop_tables
+from projector.definition import Definition
+from projector.view import TASKS, create_tables, drop_tables
 
 State = Literal["building", "live", "retired"]
 
@@ -46,40 +47,39 @@ class Generation:
     schema_version: str
     state: State
     checkpoint: int
+    definition: Definition = TASKS
+    """As this release has it."""
 
     @property
     def name(self) -> str:
         """Of its checkpoint."""
-        return checkpoint_name(self.number)
+        return f"{self.definition.projection}/{self.number}"
 
     @property
     def is_ours(self) -> bool:
         """Whether this release knows its tables and folds as they were folded so far."""
-        return self.schema_version == SCHEMA_VERSION
+        return self.schema_version == self.definition.version
 
 
-def checkpoint_name(generation: int) -> str:
-    return f"{PROJECTION}/{generation}"
-
-
-def generations(connection: Connection[TupleRow]) -> list[Generation]:
+def generations(connection: Connection[TupleRow], definition: Definition = TASKS) -> list[Generation]:
     """By rising number, with their checkpoints, in one snapshot."""
-    return [Generation(*row) for row in connection.execute(_LIST, (PROJECTION,), prepare=True)]
+    rows = connection.execute(_LIST, (definition.projection,), prepare=True)
+    return [Generation(number, version, state, at, definition) for number, version, state, at in rows]
 
 
-def live(connection: Connection[TupleRow]) -> Generation | None:
-    return next((g for g in generations(connection) if g.state == "live"), None)
+def live(connection: Connection[TupleRow], definition: Definition = TASKS) -> Generation | None:
+    return next((g for g in generations(connection, definition) if g.state == "live"), None)
 
 
-def ensure_live(connection: Connection[TupleRow]) -> Generation:
+def ensure_live(connection: Connection[TupleRow], definition: Definition = TASKS) -> Generation:
     """The live generation; makes a first, empty one where there is none. Any number of processes may
     call it at once."""
-    found = live(connection)
+    found = live(connection, definition)
     if found is not None:
         return found
     with connection.transaction():
         lock_generations(connection)
-        return live(connection) or create(connection, "live")
+        return live(connection, definition) or create(connection, "live", definition)
 
 
 def lock_generations(connection: Connection[TupleRow]) -> None:
@@ -133,19 +133,19 @@ def drop(connection: Connection[TupleRow], generation: Generation) -> None:
         drop_tables(connection, generation.number)
 
 
-def prune(connection: Connection[TupleRow]) -> list[Generation]:
+def prune(connection: Connection[TupleRow], definition: Definition = TASKS) -> list[Generation]:
     """Drops what a switch has left behind and returns it. There is no way back to it afterwards."""
-    retired = [g for g in generations(connection) if g.state == "retired"]
+    retired = [g for g in generations(connection, definition) if g.state == "retired"]
     for generation in retired:
         drop(connection, generation)
     return retired
 
 
-def create(connection: Connection[TupleRow], state: State) -> Generation:
+def create(connection: Connection[TupleRow], state: State, definition: Definition = TASKS) -> Generation:
     """A new, empty generation of this release's schema. The caller holds lock_generations()."""
-    row = connection.execute(_ADD, (PROJECTION, SCHEMA_VERSION, state)).fetchone()
+    row = connection.execute(_ADD, (definition.projection, definition.version, state)).fetchone()
     assert row is not None  # noqa: S101  an insert with returning gives a row
-    number = int(row[0])
-    connection.execute(_ADD_CHECKPOINT, (checkpoint_name(number),))
-    create_tables(connection, number)
-    return Generation(number, SCHEMA_VERSION, state, 0)
+    generation = Generation(int(row[0]), definition.version, state, 0, definition)
+    connection.execute(_ADD_CHECKPOINT, (generation.name,))
+    create_tables(connection, generation.number, definition)
+    return generation

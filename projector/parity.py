@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -18,16 +18,12 @@ SHOWN: Final = 20
 EXAMINED: Final = 1_000
 """Rows of a table that are looked into, to tell in which columns they differ."""
 
-_KEYS: Final = {
-    "tasks": ("id",),
-    "counts": ("tenant", "queue", "kind", "status"),
-    "activity": ("minute",),
-    "queues": ("tenant", "queue"),
-}
 _COLUMNS: Final = """
 select attname, format_type(atttypid, atttypmod) from pg_attribute
-where attrelid = %s::regclass and attnum > 0 and not attisdropped
+where attrelid = to_regclass(%s) and attnum > 0 and not attisdropped
 """
+
+Tables = Mapping[str, Sequence[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +55,12 @@ class Parity:
     """What in the two definitions explains it."""
 
 
-def compare(old: Snapshot, new: Snapshot) -> Parity:
-    """Digests of whole tables are compared first, rows only where those differ."""
+def compare(old: Snapshot, new: Snapshot, tables: Tables) -> Parity:
+    """`tables` with their primary keys. Digests of whole tables first, rows where those differ."""
     parity = Parity()
     digests: tuple[list[str], list[str]] = ([], [])
     columns = Counter[str]()
-    for table, keys in _KEYS.items():
+    for table, keys in tables.items():
         ours, theirs = new.columns(table), old.columns(table)
         common = sorted(name for name, type_ in ours.items() if theirs.get(name) == type_)
         both = _digest(old, table, common), _digest(new, table, common)
@@ -74,7 +70,7 @@ def compare(old: Snapshot, new: Snapshot) -> Parity:
             _Comparison(old, new, table, keys, common, parity, columns).run()
     parity.old, parity.new = (_short(digest) for digest in digests)
     if parity.count or old.generation.schema_version != new.generation.schema_version:
-        parity.reasons = _reasons(old, new, columns)
+        parity.reasons = _reasons(old, new, tables, columns)
     return parity
 
 
@@ -90,7 +86,7 @@ def _short(lines: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
-def _reasons(old: Snapshot, new: Snapshot, columns: Counter[str]) -> list[str]:
+def _reasons(old: Snapshot, new: Snapshot, tables: Tables, columns: Counter[str]) -> list[str]:
     before, now = old.generation, new.generation
     if before.schema_version == now.schema_version:
         known = f"generation {before.number} has this release's definition ({now.schema_version})"
@@ -98,7 +94,7 @@ def _reasons(old: Snapshot, new: Snapshot, columns: Counter[str]) -> list[str]:
     else:
         other = f"generation {before.number} has definition {before.schema_version}"
         lines = [f"{other}, this release has {now.schema_version}"]
-        lines += _changed_columns(old, new) or [
+        lines += _changed_columns(old, new, tables) or [
             "they have the same columns: indexes or the fold were changed"
         ]
     if columns:
@@ -107,9 +103,9 @@ def _reasons(old: Snapshot, new: Snapshot, columns: Counter[str]) -> list[str]:
     return lines
 
 
-def _changed_columns(old: Snapshot, new: Snapshot) -> list[str]:
+def _changed_columns(old: Snapshot, new: Snapshot, tables: Tables) -> list[str]:
     lines: list[str] = []
-    for table in _KEYS:
+    for table in tables:
         before, now = old.columns(table), new.columns(table)
         for name in sorted(before.keys() | now.keys()):
             if name not in now:
@@ -182,7 +178,8 @@ class _Comparison:
     def _rows(self, snapshot: Snapshot) -> Iterator[tuple[tuple[Any, ...], int]]:
         """Key and hash of each row, in an order that Python shares: UUIDs and times have one, text by
         bytes."""
-        order = ", ".join(f'{name} collate "C"' if len(self.keys) > 1 else name for name in self.keys)
+        types = self.new.columns(self.table)
+        order = ", ".join(f'{n} collate "C"' if types[n] == "text" else n for n in self.keys)
         name = f"parity_{self.table}_{snapshot.generation.number}"
         with snapshot.connection.cursor(name=name) as cursor:
             cursor.itersize = 10_000

@@ -20,9 +20,11 @@ from events.migrate import check_schema
 from events.recorder import PostgresTaskRecorder
 from events.tracking import check_log
 from projector import generations, plan
+from projector.definition import Definition
 from projector.filling import Access, Progress, RebuildInterrupted, fill, processes_for
-from projector.follower import BATCH_EVENTS, Follower
+from projector.follower import BATCH_EVENTS
 from projector.generations import Generation
+from projector.kept import READ_TABLES, Following, Kept
 from projector.leadership import Leadership
 from projector.parity import Parity, Snapshot, compare
 from projector.resume import Begun, Say, begin
@@ -56,7 +58,12 @@ class Rebuilt:
 
 
 def rebuild(
-    dsn: str, *, progress: Progress | None = None, processes: int | None = None, say: Say = _silent
+    dsn: str,
+    kept: Kept = READ_TABLES,
+    *,
+    progress: Progress | None = None,
+    processes: int | None = None,
+    say: Say = _silent,
 ) -> Rebuilt:
     """By so many processes; None: one a core, and this one alone for a short log.
 
@@ -70,15 +77,16 @@ def rebuild(
         Leadership(dsn, name="rebuild-leader", idle_seconds=0) as leadership,
     ):
         check_schema(connection)
-        begun = begin(connection, leadership, say)
+        begun = begin(connection, leadership, kept.definition, say)
         generation = begun.generation
         try:
+            target = _target(connection, recorder, kept.definition)
             filled = _fill(
-                dsn, connection, recorder, begun, processes=processes, progress=progress, say=say
+                dsn, connection, begun, kept, target, processes=processes, progress=progress, say=say
             )
-            follower = Follower(connection, EventMapper(), replace(generation, checkpoint=filled))
+            follower = kept.follow(connection, EventMapper(), replace(generation, checkpoint=filled))
             _catch_up(connection, follower, recorder, progress)
-            parity = _prove(dsn, connection, follower)
+            parity = _prove(dsn, connection, follower, kept)
             compared_at = follower.checkpoint
             replaced = _switch(connection, follower, recorder)
         except (KeyboardInterrupt, RebuildInterrupted):
@@ -94,8 +102,9 @@ def rebuild(
 def _fill(
     dsn: str,
     connection: Connection[TupleRow],
-    recorder: PostgresTaskRecorder,
     begun: Begun,
+    kept: Kept,
+    target: int,
     *,
     processes: int | None,
     progress: Progress | None,
@@ -103,10 +112,11 @@ def _fill(
 ) -> int:
     """By ranges of streams, as far as that is not done. Returns the generation's checkpoint."""
     generation, work = begun.generation, begun.plan
-    target = _target(connection, recorder)
     if generation.checkpoint:
         say(_resuming(generation.number, generation.checkpoint, max(target, generation.checkpoint)))
         return generation.checkpoint
+    if not kept.by_streams:
+        return 0
     if work is None:
         wanted = processes_for(target, processes)
         work = plan.make(connection, generation.number, upto=target, processes=wanted)
@@ -132,32 +142,33 @@ def _give_up(connection: Connection[TupleRow], leadership: Leadership, generatio
         generations.drop(connection, generation)
 
 
-def drop_retired(dsn: str) -> list[int]:
+def drop_retired(dsn: str, kept: Kept = READ_TABLES) -> list[int]:
     """Drops the retired generations, and those that dead rebuilds have left, and says which."""
     with (
         connect_sync(dsn, name="prune", options=MAINTENANCE) as connection,
         Leadership(dsn, name="prune-leader", idle_seconds=0) as leadership,
     ):
-        dropped = generations.prune(connection)
-        for left in generations.generations(connection):
+        dropped = generations.prune(connection, kept.definition)
+        for left in generations.generations(connection, kept.definition):
             if left.state == "building" and leadership.leads(left.number):
                 generations.drop(connection, left)
                 dropped.append(left)
         return [generation.number for generation in dropped]
 
 
-def rollback(dsn: str) -> int:
+def rollback(dsn: str, kept: Kept = READ_TABLES) -> int:
     """Makes the newest retired generation of this release's schema live again, at the checkpoint of
     the one it replaces, so that no reader sees an older state. Raises SchemaNotReady if there is none,
     LogRewound if it was folded from the log before a restore."""
     recorder = PostgresTaskRecorder(lambda: connect_sync(dsn, name="rollback-read"))
     with closing(recorder), connect_sync(dsn, name="rollback", options=_SESSION) as connection:
         check_schema(connection)
-        retired = [g for g in generations.generations(connection) if g.state == "retired" and g.is_ours]
+        there = generations.generations(connection, kept.definition)
+        retired = [g for g in there if g.state == "retired" and g.is_ours]
         if not retired:
             raise SchemaNotReady("there is no retired generation of this release's schema to go back to")
         check_log(connection, retired[-1].name)
-        follower = Follower(connection, EventMapper(), retired[-1])
+        follower = kept.follow(connection, EventMapper(), retired[-1])
         _switch(connection, follower, recorder)
         follower.announce()
         return retired[-1].number
@@ -165,32 +176,36 @@ def rollback(dsn: str) -> int:
 
 def _catch_up(
     connection: Connection[TupleRow],
-    follower: Follower,
+    follower: Following,
     recorder: PostgresTaskRecorder,
     progress: Progress | None,
 ) -> None:
     """Until the live generation is no further than one batch ahead: proof and switch do the rest."""
-    while (target := _target(connection, recorder)) - follower.checkpoint > BATCH_EVENTS:
+    while (
+        target := _target(connection, recorder, follower.generation.definition)
+    ) - follower.checkpoint > BATCH_EVENTS:
         while follower.step(upto=target):
             if progress is not None:
                 progress(follower.checkpoint, target)
 
 
-def _target(connection: Connection[TupleRow], recorder: PostgresTaskRecorder) -> int:
+def _target(
+    connection: Connection[TupleRow], recorder: PostgresTaskRecorder, definition: Definition
+) -> int:
     """Where the live generation is; the head of the log if there is none, or if the log was restored to
     an older state and ends before that."""
-    live = generations.live(connection)
+    live = generations.live(connection, definition)
     head = recorder.max_notification_id() or 0
     return head if live is None else min(live.checkpoint, head)
 
 
-def _prove(dsn: str, connection: Connection[TupleRow], follower: Follower) -> Parity | None:
+def _prove(dsn: str, connection: Connection[TupleRow], follower: Following, kept: Kept) -> Parity | None:
     """Compares all rows at one checkpoint: the live tables frozen in a snapshot, ours, which nobody
     else moves, brought to the very checkpoint of that snapshot."""
     with connect_sync(dsn, name="rebuild-parity", options=MAINTENANCE, autocommit=False) as frozen:
         frozen.isolation_level = IsolationLevel.REPEATABLE_READ
         frozen.read_only = True
-        live = generations.live(frozen)
+        live = generations.live(frozen, kept.definition)
         if live is None:
             return None
         while follower.step(upto=live.checkpoint):
@@ -201,17 +216,17 @@ def _prove(dsn: str, connection: Connection[TupleRow], follower: Follower) -> Pa
         old = Snapshot(frozen, live)
         with connection.transaction():
             connection.execute("set local enable_seqscan = on")
-            return compare(old, Snapshot(connection, follower.generation))
+            return compare(old, Snapshot(connection, follower.generation), kept.tables)
 
 
 def _switch(
-    connection: Connection[TupleRow], follower: Follower, recorder: PostgresTaskRecorder
+    connection: Connection[TupleRow], follower: Following, recorder: PostgresTaskRecorder
 ) -> int | None:
     """One transaction: hold the live generation where it is, come level with it, take its place."""
     with connection.transaction():
         connection.execute("set local synchronous_commit = on")
         generations.lock_generations(connection)
-        live = generations.live(connection)
+        live = generations.live(connection, follower.generation.definition)
         if live is None:
             follower.follow_within(recorder.max_notification_id() or 0)
         else:

@@ -4,25 +4,40 @@ import sys
 from collections.abc import Iterator
 from typing import TextIO
 
+from events.errors import ConfigurationError
+from projector.kept import READ_TABLES, Kept, of_tally
 from projector.meter import Meter
 from projector.rebuild import Rebuilt, drop_retired, rebuild, rollback
 from projector.resume import Say
+from projector.tally import load_tallies
 from taskledger.settings import Settings
 
 
-def run(settings: Settings, *, prune: bool = False, go_back: bool = False) -> int:
-    """`taskledger rebuild [--prune|--rollback]`. Returns the exit code."""
+def run(
+    settings: Settings, *, prune: bool = False, go_back: bool = False, projection: str | None = None
+) -> int:
+    """`taskledger rebuild [--prune|--rollback] [--projection NAME]`. Returns the exit code."""
     dsn = settings.require_postgres()
+    kept = READ_TABLES if projection is None else _kept(settings, projection)
     out = sys.stdout
     if go_back:
-        out.write(f"generation {rollback(dsn)} is live again\n")
+        out.write(f"generation {rollback(dsn, kept)} is live again\n")
         return 0
-    done = rebuild(dsn, progress=Meter(sys.stderr) if sys.stderr.isatty() else None, say=_line_to(out))
+    done = rebuild(
+        dsn, kept, progress=Meter(sys.stderr) if sys.stderr.isatty() else None, say=_line_to(out)
+    )
     out.writelines(f"{line}\n" for line in _compared(done))
     out.write(f"generation {done.generation} is live, at position {done.checkpoint}\n")
     if prune:
-        out.writelines(f"generation {number} dropped\n" for number in drop_retired(dsn))
+        out.writelines(f"generation {number} dropped\n" for number in drop_retired(dsn, kept))
     return 0
+
+
+def _kept(settings: Settings, projection: str) -> Kept:
+    for tally in load_tallies(settings.projections):
+        if tally.name == projection:
+            return of_tally(tally)
+    raise ConfigurationError(f"TASKLEDGER__PROJECTIONS: none of them has the name {projection[:64]}")
 
 
 def _line_to(out: TextIO) -> Say:

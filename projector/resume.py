@@ -10,6 +10,7 @@ from psycopg.rows import TupleRow
 from events.errors import LogRewound
 from events.tracking import check_log
 from projector import generations, plan
+from projector.definition import Definition
 from projector.generations import Generation
 from projector.leadership import Leadership
 from projector.plan import Plan
@@ -29,13 +30,15 @@ class Begun:
     its checkpoint is above 0)."""
 
 
-def begin(connection: Connection[TupleRow], leadership: Leadership, say: Say) -> Begun:
+def begin(
+    connection: Connection[TupleRow], leadership: Leadership, definition: Definition, say: Say
+) -> Begun:
     """A generation that no projector and no other rebuild touches. Drops those of dead rebuilds that
     cannot be resumed, and says why."""
     with connection.transaction():
         generations.lock_generations(connection)
         resumed: Begun | None = None
-        for left in reversed(generations.generations(connection)):
+        for left in reversed(generations.generations(connection, definition)):
             if left.state != "building" or not leadership.leads(left.number, patience=PATIENCE_SECONDS):
                 continue
             begun, obstacle = _resumable(connection, left)
@@ -48,7 +51,7 @@ def begin(connection: Connection[TupleRow], leadership: Leadership, say: Say) ->
             leadership.resign(left.number)
         if resumed is not None:
             return resumed
-        generation = generations.create(connection, "building")
+        generation = generations.create(connection, "building", definition)
         leadership.leads(generation.number)
         return Begun(generation, None)
 

@@ -19,8 +19,9 @@ from events.statements import HIGHEST, LOG_CHANNEL
 from events.tracking import WANTED_CHANNEL, check_log
 from events.witness import LOOK, Witness
 from projector.fold import FoldStopped
-from projector.follower import BATCH_EVENTS, Follower
+from projector.follower import BATCH_EVENTS
 from projector.generations import Generation, ensure_live, generations, marks
+from projector.kept import READ_TABLES, Following, Kept
 from projector.leadership import Leadership
 from projector.parking import NOTHING, Parked, parked
 from projector.view import PROJECTION
@@ -74,9 +75,16 @@ class Projector:
     """Made by the composition root; run() returns only when told to stop."""
 
     def __init__(
-        self, dsn: str, *, poll_seconds: float = POLL_SECONDS, answer_seconds: float = ANSWER_SECONDS
+        self,
+        dsn: str,
+        kept: Kept = READ_TABLES,
+        *,
+        poll_seconds: float = POLL_SECONDS,
+        answer_seconds: float = ANSWER_SECONDS,
     ) -> None:
         self._dsn = dsn
+        self._kept = kept
+        self._which = {} if kept is READ_TABLES else {"projection": kept.definition.projection}
         self._poll_seconds = poll_seconds
         self._answer_seconds = answer_seconds
         self._mapper = EventMapper()
@@ -85,6 +93,8 @@ class Projector:
         self._measure_again = 0.0
         self._parked: Parked = NOTHING
         self._witness = Witness()
+        self._named: set[str] = set()
+        """The generations of which it was told whether they stand."""
         self.heartbeat = Heartbeat(SILENT_SECONDS)
 
     def status(self) -> Status:
@@ -117,11 +127,13 @@ class Projector:
         ):
             check_schema(connection)
             self._check_log(connection)
-            ensure_live(connection)
+            ensure_live(connection, self._kept.definition)
             connection.execute(f"listen {LOG_CHANNEL}")
             connection.execute(f"listen {WANTED_CHANNEL}")
-            metrics.HALTED.clear()
-            session = _Session(connection, leadership)
+            for name in self._named:
+                metrics.HALTED.remove(name)
+            self._named.clear()
+            session = _Session(connection, leadership, self._kept)
             while not stop.is_set():
                 began = time.monotonic()
                 folded = 0
@@ -146,12 +158,13 @@ class Projector:
         if follower is not None:
             moved, blocked = session.step(follower)
             metrics.HALTED.labels(generation.name).set(blocked is not None)
+            self._named.add(generation.name)
             if moved:
                 self._witness.saw(follower.checkpoint, follower.at)
         elif not generation.is_ours:
             blocked = (
                 f"a rebuild: generation {generation.number} has another release's schema"
-                " (run `taskledger rebuild`)"
+                f" (run `{self._kept.rebuild_command}`)"
             )
         if generation.state == "live":
             checkpoint = generation.checkpoint if follower is None else follower.checkpoint
@@ -170,6 +183,8 @@ class Projector:
         for generation in session.present():
             metrics.CHECKPOINT.labels(generation.name).set(generation.checkpoint)
             metrics.LAG.labels(generation.name).set(max(0, head - generation.checkpoint))
+        if self._kept is not READ_TABLES:
+            return
         now = parked(session.connection)
         metrics.PARKED.labels(PROJECTION).set(len(now.events))
         if now != self._parked:
@@ -191,11 +206,12 @@ class Projector:
         if (before.ready, before.waiting_for) == (status.ready, status.waiting_for):
             return
         if status.waiting_for is None:
-            _logger.info("following the log", checkpoint=status.checkpoint)
+            _logger.info("following the log", checkpoint=status.checkpoint, **self._which)
         elif status.ready:
-            _logger.info("standing by", reason=status.waiting_for)
+            _logger.info("standing by", reason=status.waiting_for, **self._which)
         else:
-            _logger.warning("waiting", waiting_for=status.waiting_for, checkpoint=status.checkpoint)
+            about = {"waiting_for": status.waiting_for, "checkpoint": status.checkpoint, **self._which}
+            _logger.warning("waiting", **about)
 
 
 @dataclass(slots=True)
@@ -204,7 +220,8 @@ class _Session:
 
     connection: Connection[TupleRow]
     leadership: Leadership
-    followers: dict[int, Follower] = field(default_factory=dict[int, Follower])
+    kept: Kept
+    followers: dict[int, Following] = field(default_factory=dict[int, Following])
     halts: dict[int, tuple[float, str]] = field(default_factory=dict[int, tuple[float, str]])
     """Of a generation that stands: when to look again, and why it does."""
     verified: set[int] = field(default_factory=set[int])
@@ -229,7 +246,7 @@ class _Session:
         return min((f.checkpoint for f in self.followers.values()), default=HIGHEST)
 
     def _look(self) -> list[Generation]:
-        there = generations(self.connection)
+        there = generations(self.connection, self.kept.definition)
         self._marks = marks(there)
         found = [g for g in there if g.state != "building"]
         for gone in self.followers.keys() - {g.number for g in found}:
@@ -240,15 +257,15 @@ class _Session:
                 gauge.remove(name)
         return sorted(found, key=lambda g: g.state != "live")
 
-    def follower(self, generation: Generation, mapper: EventMapper) -> Follower | None:
+    def follower(self, generation: Generation, mapper: EventMapper) -> Following | None:
         """None where the generation is another process's, or another release's."""
         known = self.followers.get(generation.number)
         if known is None and generation.is_ours and self.leadership.leads(generation.number):
-            known = Follower(self.connection, mapper, generation)
+            known = self.kept.follow(self.connection, mapper, generation)
             self.followers[generation.number] = known
         return known
 
-    def step(self, follower: Follower) -> tuple[int, str | None]:
+    def step(self, follower: Following) -> tuple[int, str | None]:
         """How far it moved, and why it cannot, with the way out. One that stands is not tried again at
         each event that is appended: that would read the same batch over and over."""
         number = follower.generation.number
@@ -267,7 +284,7 @@ class _Session:
                 f" (or `taskledger park {error.position} --reason …`)"
             )
         except LogRewound as error:
-            reason = f"a rebuild: {error}; the log was restored (run `taskledger rebuild`)"
+            reason = f"a rebuild: {error}; the log was restored (run `{self.kept.rebuild_command}`)"
         else:
             self.halts.pop(number, None)
             if follower.present is not None and follower.present != self._marks:

@@ -31,6 +31,8 @@ from projector.keeping import wrong
 from projector.parking import NOTHING, Parked, parked
 from projector.rebuild import MAINTENANCE
 from projector.rows import COLUMNS, NAMES, PRIVATE, told, values_of
+from projector.tally import Tally, load_tallies
+from projector.verify_tally import tally_differences
 from projector.verify_tree import Sealed, verify_tree
 from projector.view import queue_values, schema_name
 from taskledger.postgres import connect_sync
@@ -72,7 +74,9 @@ class Report:
             self.differences.append(difference)
 
 
-def inspect(dsn: str, keys: Sequence[PublicKey] = (), kept: Note | None = None) -> Report:
+def inspect(
+    dsn: str, keys: Sequence[PublicKey] = (), kept: Note | None = None, tallies: Sequence[Tally] = ()
+) -> Report:
     """Heads of the tree should be signed with one of the `keys`, if any; `kept` is a head from elsewhere.
     Raises psycopg errors, and SchemaNotReady on a database that is not migrated."""
     with connect_sync(dsn, name="verify", options=MAINTENANCE, autocommit=False) as connection:
@@ -94,12 +98,17 @@ def inspect(dsn: str, keys: Sequence[PublicKey] = (), kept: Note | None = None) 
         if generation is not None and not report.count:
             for difference in wrong(connection, generation, EventMapper()):
                 report.add(difference)
+        for tally in tallies:
+            for difference in tally_differences(connection, tally):
+                report.add(difference)
         return report
 
 
-def verify(dsn: str, keys: Sequence[PublicKey] = (), kept: Note | None = None) -> int:
+def verify(
+    dsn: str, keys: Sequence[PublicKey] = (), kept: Note | None = None, tallies: Sequence[Tally] = ()
+) -> int:
     """Prints what inspect() finds; returns the exit code: 1 on any difference."""
-    report = inspect(dsn, keys, kept)
+    report = inspect(dsn, keys, kept, tallies)
     out = sys.stdout
     out.writelines(f"{line}\n" for line in report.differences)
     if report.count > len(report.differences):
@@ -118,7 +127,8 @@ def run(settings: Settings, *, head: Path | None = None, public_key: Path | None
     """`taskledger verify`. Returns the exit code. Raises ConfigurationError for a key that is none, and
     MalformedHead."""
     kept = None if head is None else Note.parse(_note_in(head))
-    return verify(settings.require_postgres(), public_keys(settings, public_key), kept)
+    tallies = load_tallies(settings.projections)
+    return verify(settings.require_postgres(), public_keys(settings, public_key), kept, tallies)
 
 
 def _note_in(path: Path) -> str:

@@ -1,6 +1,5 @@
 """The read tables of one generation: making them, reading rows back, writing a batch's changes."""
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,6 +11,7 @@ from psycopg import Connection, RawCursor
 from psycopg.rows import TupleRow
 
 from events.binary_arrays import BinaryArray, array
+from projector.definition import Definition
 from projector.fold import ACTIVITIES, FOLD_VERSION, Changes, QueueRow, TaskRow
 from projector.rows import COLUMNS, LOADED, Column, row_of, text
 from projector.statements import ACTIVITY, COUNTS, QUEUES, UPDATED, Parts, write_statement
@@ -20,7 +20,8 @@ PROJECTION: Final = "tasks"
 _ACTIVITY: Final = tuple(ACTIVITIES.values())
 _TABLES: Final = (Path(__file__).parent / "sql" / "tables.sql").read_text(encoding="utf-8")
 
-SCHEMA_VERSION: Final = hashlib.sha256(f"{_TABLES}\n{FOLD_VERSION}".encode()).hexdigest()[:16]
+TASKS: Final = Definition(PROJECTION, _TABLES, FOLD_VERSION)
+SCHEMA_VERSION: Final = TASKS.version
 """Of the generations that this release makes and can go on folding."""
 
 
@@ -28,8 +29,8 @@ def schema_name(generation: int) -> str:
     return f"taskledger_read_g{generation:d}"
 
 
-def create_tables(connection: Connection[TupleRow], generation: int) -> None:
-    connection.execute(_TABLES.format(schema=schema_name(generation)).encode())
+def create_tables(connection: Connection[TupleRow], generation: int, definition: Definition) -> None:
+    connection.execute(definition.tables.format(schema=schema_name(generation)).encode())
 
 
 def drop_tables(connection: Connection[TupleRow], generation: int) -> None:

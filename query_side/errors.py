@@ -4,6 +4,7 @@ TaskledgerError
 ├── QueryRejected
 │   ├── TaskNotFound       404  no task has this id, or had it at the time asked for
 │   ├── WebhookNotFound    404  no webhook has this id
+│   ├── ProjectionNotKept  404  the projector does not keep what is asked for
 │   ├── MalformedCursor    400  not a cursor of this list, of these filters, of this log
 │   ├── InvalidQuery       422  well-formed, but asks for something that cannot be
 │   └── AsOfOutOfReach     422  a time or position of which the log cannot tell any more, or could not yet
@@ -38,6 +39,16 @@ class WebhookNotFound(QueryRejected):
 
     def __init__(self) -> None:
         super().__init__("there is no webhook with this id")
+
+
+class ProjectionNotKept(QueryRejected):
+    code = "projection_not_kept"
+    status = 404
+
+    def __init__(self, projection: str) -> None:
+        super().__init__(
+            f"the projection {projection} is not kept: TASKLEDGER__PROJECTIONS of the projector names it"
+        )
 
 
 class MalformedCursor(QueryRejected):

@@ -13,6 +13,7 @@ from psycopg_pool import PoolTimeout, TooManyRequests
 from events.deadline import after, remaining, within
 from events.errors import ReadModelLagging, SchemaNotReady, StoreUnavailable
 from events.position import PositionToken
+from query_side.errors import ProjectionNotKept
 from taskledger.postgres import Pool
 
 BUDGET_SECONDS: Final = 5.0
@@ -23,6 +24,9 @@ MAX_SWITCHES: Final = 5
 MAX_TRIES: Final = 3
 """Of a read that loses its connection, inside the budget: reads can be repeated."""
 
+TASKS: Final = "tasks"
+"""The projection that the read tables are."""
+
 _SQL: Final = Path(__file__).parent / "sql"
 _LOST: Final = (psycopg.OperationalError, psycopg.InterfaceError)
 _NO_TABLE: Final = (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName)
@@ -32,8 +36,8 @@ with live as materialized (
     select g.generation, coalesce(c.position, 0) as checkpoint, i.tag
     from taskledger.projection_generations g
     cross join taskledger.log_identity i
-    left join taskledger.checkpoints c on c.name = 'tasks/' || g.generation
-    where g.projection = 'tasks' and g.state = 'live'
+    left join taskledger.checkpoints c on c.name = g.projection || '/' || g.generation
+    where g.projection = '{projection}' and g.state = 'live'
 )
 select live.generation as live_generation, live.checkpoint as live_checkpoint, live.tag as live_tag,
        found.*
@@ -69,8 +73,13 @@ Row = dict[str, Any]
 class ReadModel:
     """Made with a pool; knows by itself which generation is live, and follows a switch."""
 
-    def __init__(self, pool: Pool, *, budget_seconds: float = BUDGET_SECONDS) -> None:
+    def __init__(
+        self, pool: Pool, *, projection: str = TASKS, budget_seconds: float = BUDGET_SECONDS
+    ) -> None:
+        """`projection` is one of our own names, never a client's."""
         self._pool = pool
+        self._projection = projection
+        self._live = _LIVE.replace("{projection}", projection)
         self._budget = budget_seconds
         self._generation = _NO_GENERATION
 
@@ -86,15 +95,15 @@ class ReadModel:
 
         The statement itself says which generation was live in its snapshot: rows of another one are
         thrown away and read again. `order` sorts the outer rows. Raises StoreUnavailable,
-        SchemaNotReady, and ReadModelLagging when there is no generation yet.
+        SchemaNotReady, and ReadModelLagging when there is no generation yet
+        (of another projection: ProjectionNotKept).
         """
         deadline = after(self._budget)
         for _ in range(MAX_SWITCHES):
             if self._generation == _NO_GENERATION:
                 await self._find_live(deadline)
-            text = (
-                f"{_LIVE}{sql.format(read=f'taskledger_read_g{self._generation}')}) found on true {order}"
-            )
+            select = sql.format(read=f"taskledger_read_g{self._generation}")
+            text = f"{self._live}{select}) found on true {order}"
             try:
                 rows = await self.read(text, parameters or {}, prepare=prepare, deadline=deadline)
             except _NO_TABLE:  # pruned since we looked; if it was never migrated, _find_live says so
@@ -110,11 +119,13 @@ class ReadModel:
         raise ReadModelLagging("the read tables are being switched")
 
     async def _find_live(self, deadline: float) -> None:
-        text = f"{_LIVE} select true as present) found on true"
+        text = f"{self._live} select true as present) found on true"
         try:
             rows = await self.read(text, {}, deadline=deadline)
         except _NO_TABLE as error:
             raise SchemaNotReady("the database has not been migrated: run `taskledger migrate`") from error
+        if not rows and self._projection != TASKS:
+            raise ProjectionNotKept(self._projection)
         if not rows:
             raise ReadModelLagging("there are no read tables yet: the projector makes them")
         self._generation = int(rows[0]["live_generation"])

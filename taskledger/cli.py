@@ -125,11 +125,15 @@ def rebuild(
     rollback: Annotated[
         bool, typer.Option(help="Build nothing: go back to the generation before, brought level.")
     ] = False,
+    projection: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="One of TASKLEDGER__PROJECTIONS, not the read tables."),
+    ] = None,
 ) -> None:
     """Build the read tables afresh from the log, beside the live ones, and switch."""
     if prune and rollback:
         raise typer.BadParameter("there is no way back to what is dropped", param_hint="--prune")
-    _once("projector.rebuild_command", "rebuild", prune=prune, go_back=rollback)
+    _once("projector.rebuild_command", "rebuild", prune=prune, go_back=rollback, projection=projection)
 
 
 @app.command()

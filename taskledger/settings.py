@@ -177,6 +177,8 @@ class Settings(BaseSettings):
     """Modules whose import registers kinds; workers and both APIs load them."""
     external_kinds: dict[Name, ExternalKind] = {}
     """Kinds whose workers claim over HTTP."""
+    projections: tuple[Annotated[str, Field(pattern=r"^[\w.]+:\w+$")], ...] = ()
+    """`module:NAME` of what the projector keeps beside the read tables."""
     lease_seconds: float = Field(default=15.0, ge=0.5)
     data_dir: Path = Path(".taskledger")
     log_format: Literal["auto", "json", "console"] = "auto"

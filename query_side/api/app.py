@@ -1,7 +1,7 @@
 """`taskledger query-api`: puts the read side together."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
@@ -16,6 +16,7 @@ from query_side.api.feed_routes import feed_routes
 from query_side.api.overview_routes import overview_routes
 from query_side.api.proof_routes import proof_routes
 from query_side.api.task_routes import task_routes
+from query_side.api.usage_routes import usage_routes
 from query_side.api.webhook_routes import webhook_routes
 from query_side.consistency import Consistency
 from query_side.cursor import Signers
@@ -31,6 +32,7 @@ from query_side.proof import Proofs
 from query_side.read_model import ReadModel, statement
 from query_side.tail import Tail
 from query_side.tasks import Tasks
+from query_side.usage import PROJECTION, Usage
 from query_side.watch import ReadWatch
 from query_side.webhooks import Webhooks
 from taskledger.encryption import Encryption, refuse_wrong_key
@@ -87,19 +89,8 @@ def create_app(settings: Settings, registry: Registry | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
-        async with pool:
-            loops = [
-                asyncio.create_task(watch.run(), name="read-watch"),
-                asyncio.create_task(tail.run(), name="log-tail"),
-                asyncio.create_task(encryption.watch(), name="erasures"),
-            ]
-            try:
-                yield
-            finally:
-                for loop in loops:
-                    loop.cancel()
-                    with suppress(asyncio.CancelledError):
-                        await loop
+        async with pool, _running(watch.run(), tail.run(), encryption.watch()):
+            yield
 
     app = FastAPI(
         title="taskledger query API",
@@ -132,6 +123,7 @@ def create_app(settings: Settings, registry: Registry | None = None) -> FastAPI:
             kinds(registry, settings.external_kinds),
         )
     )
+    app.include_router(usage_routes(Usage(ReadModel(pool, projection=PROJECTION))))
     asking = ReadModel(pool, budget_seconds=_READY_SECONDS)
     witness = Witness()
 
@@ -142,6 +134,18 @@ def create_app(settings: Settings, registry: Registry | None = None) -> FastAPI:
     add_metrics(app)
     add_docs(app)
     return app
+
+
+@asynccontextmanager
+async def _running(*loops: Coroutine[Any, Any, None]) -> AsyncGenerator[None]:
+    tasks = [asyncio.create_task(loop, name=loop.__qualname__) for loop in loops]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
 
 
 async def missing(model: ReadModel, witness: Witness) -> Sequence[str]:

@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Annotated, Any, Final
 
 from fastapi import Header, Query, Request
@@ -45,6 +45,16 @@ def _not_a_time() -> PydanticCustomError:
     return PydanticCustomError(
         "time", "Input should be an RFC 3339 time with an offset ('+' is written %2B in an address)"
     )
+
+
+def day(text: str) -> date:
+    """As in 2026-11-26."""
+    if re.fullmatch(r"\d{4}-\d{2}-\d{2}", text, re.ASCII):
+        try:
+            return date.fromisoformat(text)
+        except ValueError:
+            pass
+    raise PydanticCustomError("day", "Input should be a day, as in 2026-11-26")
 
 
 def as_of(text: str) -> AsOf:
@@ -112,6 +122,12 @@ TypeParam = Annotated[
 _Instant = Annotated[datetime, BeforeValidator(instant)]
 CreatedAfter = Annotated[_Instant | None, Query(description="Inclusive. RFC 3339 with an offset.")]
 CreatedBefore = Annotated[_Instant | None, Query(description="Exclusive. RFC 3339 with an offset.")]
+_Day = Annotated[date, BeforeValidator(day)]
+DayFrom = Annotated[_Day | None, Query(alias="from", description="First day, UTC. 30 days if not given.")]
+DayTo = Annotated[
+    _Day | None, Query(alias="to", description="Last day, UTC, included. Today if not given.")
+]
+OneTagParam = Annotated[str | None, Query(alias="tag", pattern=_NAME)]
 LimitParam = Annotated[int, BeforeValidator(_digits), Query(ge=1, le=MAX_LIMIT)]
 CursorParam = Annotated[str | None, Query(max_length=200, description="`next_cursor` of the page before.")]
 WaitParam = Annotated[

@@ -1,6 +1,6 @@
 """The answers, for the OpenAPI document. The routes write them straight from rows."""
 
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any, Literal
 from uuid import UUID
 
@@ -258,3 +258,20 @@ class Consistency(BaseModel):
     head: ProofHead
     path: list[str]
     """RFC 9162, section 2.1.4."""
+
+
+class UsageRow(BaseModel):
+    day: date
+    tag: str | None
+    """null: tasks without a tag. A task with several counts for each of them."""
+    completed: int
+    attempts: int
+    """Started that day."""
+    seconds: float
+    """That handlers ran, of the attempts that completed."""
+
+
+class UsagePage(BaseModel):
+    from_: date = Field(alias="from")
+    to: date
+    usage: list[UsageRow]

@@ -25,10 +25,11 @@ from events.append import AppendCommand, Appended, StreamAppend
 from events.codec import EventMapper
 from events.deadline import after
 from events.task_events import TaskError
-from projector.follower import Follower
 from projector.generations import Generation, ensure_live, generations, live
+from projector.kept import READ_TABLES, Kept
 from projector.runner import Projector
 from projector.view import schema_name
+from projector.watchdog import ANSWER_SECONDS
 from taskledger.postgres import connect_sync
 from tests.support import Service
 
@@ -36,10 +37,12 @@ ERROR = TaskError(type="ValueError", message="no")
 
 
 @contextmanager
-def following(dsn: str, *, poll_seconds: float = 0.1, **options: float) -> Generator[Projector]:
+def following(
+    dsn: str, kept: Kept = READ_TABLES, *, poll_seconds: float = 0.1, answer_seconds: float = ANSWER_SECONDS
+) -> Generator[Projector]:
     """A projector at work for the length of the block."""
     stop = threading.Event()
-    projector = Projector(dsn, poll_seconds=poll_seconds, **options)
+    projector = Projector(dsn, kept, poll_seconds=poll_seconds, answer_seconds=answer_seconds)
     thread = threading.Thread(target=projector.run, args=(stop,), name="projector")
     thread.start()
     try:
@@ -50,19 +53,19 @@ def following(dsn: str, *, poll_seconds: float = 0.1, **options: float) -> Gener
         assert not thread.is_alive()
 
 
-def project(dsn: str) -> int:
+def project(dsn: str, kept: Kept = READ_TABLES) -> int:
     """Brings the live generation to the head of the log; returns its checkpoint."""
     with connect_sync(dsn, name="test") as connection:
-        follower = Follower(connection, EventMapper(), ensure_live(connection))
+        follower = kept.follow(connection, EventMapper(), ensure_live(connection, kept.definition))
         while follower.step():
             continue
         follower.announce()
         return follower.checkpoint
 
 
-def present(dsn: str) -> list[Generation]:
+def present(dsn: str, kept: Kept = READ_TABLES) -> list[Generation]:
     with connect_sync(dsn, name="test") as connection:
-        return generations(connection)
+        return generations(connection, kept.definition)
 
 
 def live_number(dsn: str) -> int:
