@@ -25,7 +25,8 @@ PAGE_BYTES: Final = 8 * 1024 * 1024
 """Of payload and result. A page of 200 tasks of 2 MiB each would need more memory than it is worth."""
 
 _COLUMNS: Final = statement("columns")
-_TASK: Final = statement("task").format(columns=_COLUMNS)
+TASK: Final = statement("task").format(columns=_COLUMNS)
+"""Reads every column that an answer shows."""
 _TASKS: Final = statement("tasks")
 _OWN: Final = "t.tenant = %(tenant)s"
 BEYOND: Final = "(t.created_at, t.created_position) < (%(place_at)s, %(place_position)s::bigint)"
@@ -151,7 +152,7 @@ class Tasks:
         return snapshot, Page([task_of_row(row, snapshot.tag) for row in shown], next_cursor)
 
     async def _read(self, task_id: UUID) -> tuple[Snapshot, Row | None]:
-        snapshot, rows = await self._model.fetch(_TASK, {"id": task_id, "tenant": DEFAULT_TENANT})
+        snapshot, rows = await self._model.fetch(TASK, {"id": task_id, "tenant": DEFAULT_TENANT})
         return snapshot, rows[0] if rows else None
 
 

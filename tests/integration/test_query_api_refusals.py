@@ -210,3 +210,5 @@ async def test_read_tables_of_another_release_are_told(service: Service, api: ht
         return bool(response.json().get("code") == "schema_not_ready")
 
     await eventually(told)
+    unready = _is_problem(await api.get("/health/ready"), 503, "not_ready")
+    assert "the read tables are another release's: run `taskledger rebuild`" in str(unready)
