@@ -453,6 +453,7 @@ async def test_health_and_documents(service: Service, api: httpx.AsyncClient) ->
         "/queues",
         "/kinds",
         "/workers",
+        "/usage",
         "/webhooks",
         "/webhooks/{webhook_id}",
         "/webhooks/{webhook_id}/deliveries",
