@@ -230,40 +230,46 @@ def _wrapped(dsn: str, client: Client, task: str) -> bytes:
     return bytes(wrapped)
 
 
-def test_another_master_key_stops_each_process_with_one_line(
-    client: Client, tmp_path: Path, settings: dict[str, str]
-) -> None:
-    client.post("/tasks", {"kind": "repeat", "payload": {"text": "x"}})
-    other = tmp_path / "other"
-    other.mkdir()
-    finished("keys", "new", "wrong.key", folder=other)
-    assert "wrong.key: File exists" in refused("keys", "new", "wrong.key", folder=other)
-    env = settings | {
-        "TASKLEDGER__ENCRYPTION__MASTER_KEY_FILE": str(other / "wrong.key"),
+@pytest.fixture
+def elsewhere(tmp_path: Path, settings: dict[str, str]) -> tuple[Path, dict[str, str]]:
+    """A folder of its own for other commands, and settings that lead back to what runs."""
+    folder = tmp_path / "other"
+    folder.mkdir()
+    finished("keys", "new", "other.key", folder=folder)
+    return folder, settings | {
+        "TASKLEDGER__ENCRYPTION__MASTER_KEY_FILE": str(tmp_path / "master.key"),
         "TASKLEDGER__DATA_DIR": str(tmp_path / ".taskledger"),
         "TASKLEDGER__HANDLERS": "[]",
     }
+
+
+NOT_OURS: Final = "TASKLEDGER__ENCRYPTION__MASTER_KEY_FILE: not the master key of this database"
+
+
+def test_another_master_key_stops_each_process_with_one_line(
+    client: Client, elsewhere: tuple[Path, dict[str, str]]
+) -> None:
+    client.post("/tasks", {"kind": "repeat", "payload": {"text": "x"}})
+    folder, env = elsewhere
+    assert "other.key: File exists" in refused("keys", "new", "other.key", folder=folder)
+    other = env | {"TASKLEDGER__ENCRYPTION__MASTER_KEY_FILE": "other.key"}
     for process in ("command-api", "query-api", "worker"):
-        line = refused(process, folder=other, **env)
-        assert line == ("TASKLEDGER__ENCRYPTION__MASTER_KEY_FILE: not the master key of this database"), (
-            process
-        )
+        assert refused(process, folder=folder, **other) == NOT_OURS, process
 
 
 def test_a_master_key_is_replaced_and_the_old_one_is_good_for_nothing_then(
-    client: Client, tmp_path: Path, settings: dict[str, str]
+    client: Client, elsewhere: tuple[Path, dict[str, str]]
 ) -> None:
     client.post("/tasks", {"kind": "repeat", "payload": {"text": "x"}, "subject": "Ann"})
-    finished("keys", "new", "new.key", folder=tmp_path)
-    new = settings | {"TASKLEDGER__ENCRYPTION__MASTER_KEY_FILE": "new.key"}
-    assert "not the master key" in refused("query-api", folder=tmp_path, **new)
-    both = new | {"TASKLEDGER__ENCRYPTION__PREVIOUS_MASTER_KEY_FILE": "master.key"}
-    said = finished("keys", "rewrap", folder=tmp_path, **both).splitlines()
-    assert said == [
+    folder, old = elsewhere
+    new = old | {"TASKLEDGER__ENCRYPTION__MASTER_KEY_FILE": "other.key"}
+    previous = old["TASKLEDGER__ENCRYPTION__MASTER_KEY_FILE"]
+    both = new | {"TASKLEDGER__ENCRYPTION__PREVIOUS_MASTER_KEY_FILE": previous}
+    assert finished("keys", "rewrap", folder=folder, **both).splitlines() == [
         "2 keys wrapped anew; the previous master key is needed no longer",
         "no file of the database holds it any more, not in its wrapped form either",
     ]
-    assert "not the master key" in refused("query-api", folder=tmp_path, **settings)
-    erased = finished("erase", "--subject", "Ann", "--reason", "request 4712", folder=tmp_path, **new)
+    assert refused("query-api", folder=folder, **old) == NOT_OURS
+    erased = finished("erase", "--subject", "Ann", "--reason", "request 4712", folder=folder, **new)
     assert erased.startswith("erased: 1 key")
-    assert finished("keys", "scrub", folder=tmp_path, **new).startswith("no file of the database")
+    assert finished("keys", "scrub", folder=folder, **new).startswith("no file of the database")
