@@ -158,6 +158,8 @@ def run(settings: Settings, *, position: int, reason: str = "", by: str | None =
         line = f"parked: {event}; {what}. `taskledger unpark {position}` takes it back"
     else:
         line = f"applied, with what came after it: {unpark(dsn, position)}"
+        if settings.projections:
+            line += ". Now run `taskledger rebuild --projection …` for each tally that had passed it over"
     sys.stdout.write(f"{line}\n")
     return 0
 

@@ -1,12 +1,16 @@
 """What a rebuild says of the tables it replaces: digests, what differs, why, and nothing private."""
 
+import io
+
 import pytest
+from typer.testing import CliRunner
 
 from command_side.commands import CancelTask
 from projector.parity import SHOWN, Parity
 from projector.rebuild import rebuild
 from projector.rebuild_command import run
 from projector.view import SCHEMA_VERSION
+from taskledger.cli import app
 from taskledger.settings import PostgresSettings, Settings
 from tests.integration.projection import execute, many_histories, project
 from tests.support import Service
@@ -37,6 +41,34 @@ async def test_equal_tables_have_one_digest(service: Service, capsys: pytest.Cap
     line, live = said(service, capsys).splitlines()
     assert line == f"the old tables and the new ones were equal at position {head}: digest {parity.new}"
     assert live == f"generation 3 is live, at position {head}"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("stderr", "shown"), [(Terminal(), True), (io.StringIO(), False)])
+async def test_progress_is_for_terminals(
+    service: Service,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    stderr: io.StringIO,
+    *,
+    shown: bool,
+) -> None:
+    await service.create()
+    project(service.dsn)
+    monkeypatch.setattr("sys.stderr", stderr)
+    assert "were equal" in said(service, capsys)
+    assert ("[####################] 100%  1 of 1 events" in stderr.getvalue()) == shown
+    assert bool(stderr.getvalue()) == shown
+
+
+def test_what_is_dropped_cannot_be_gone_back_to() -> None:
+    refused = CliRunner().invoke(app, ["rebuild", "--prune", "--rollback"])
+    assert refused.exit_code == 2
+    assert "there is no way back to what is dropped" in refused.output
 
 
 async def test_another_log_has_another_digest(service: Service) -> None:
