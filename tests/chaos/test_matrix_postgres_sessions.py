@@ -10,7 +10,6 @@ from redis.asyncio import Redis
 
 from command_side import listener
 from events.errors import StoreUnavailable
-from query_side import watch
 from taskledger.postgres import connect_sync
 from tests.chaos.inprocess import System
 from tests.chaos.store import Store, command_api
@@ -54,7 +53,7 @@ async def test_postgres_listener_suspended(
 ) -> None:
     """The sessions that listen stand still -> followers go on by polling, notice it, and listen anew."""
     monkeypatch.setattr(listener, "CHECK_SECONDS", 0.5)
-    monkeypatch.setattr(watch, "CHECK_SECONDS", 0.5)
+    monkeypatch.setattr("query_side.listener.CHECK_SECONDS", 0.5)
     names = ("taskledger-dispatcher-listen", "taskledger-query-listen")
     async with query_api(store.dsn) as reads:
 

@@ -52,7 +52,7 @@ async def test_who_waits_for_a_position_does_not_wait_until_the_projector_has_ga
     """Nor does who waits for the end of a task: it is told of at once, with all that came before."""
     monkeypatch.setattr("projector.runner.QUIET_SECONDS", 60.0)
     tag = await _tag(service)
-    with following(service.dsn, poll_seconds=60.0) as projector:
+    with following(service.dsn, poll_seconds=3.0) as projector:
         wait_until(lambda: projector.status().ready, "it follows")
         task = await service.create()
         found = await _get(api, f"/tasks/{task.id}", min_position=f"{task.position}.{tag}")

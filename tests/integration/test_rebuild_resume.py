@@ -316,7 +316,7 @@ from projector import filling, plan, rebuild
 plan.RANGE_EVENTS = 12
 original = filling.fold_one
 def dying(reader, writer, work, keys):
-    if plan.left(reader, work.generation)[2:3] == [keys]:
+    if plan.left(reader, work.generation)[-1:] == [keys]:
         os.kill(os.getpid(), signal.SIGKILL)
     return original(reader, writer, work, keys)
 filling.fold_one = dying
