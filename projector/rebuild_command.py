@@ -37,7 +37,7 @@ def _kept(settings: Settings, projection: str) -> Kept:
     for tally in load_tallies(settings.projections):
         if tally.name == projection:
             return of_tally(tally)
-    raise ConfigurationError(f"TASKLEDGER__PROJECTIONS: none of them has the name {projection[:64]}")
+    raise ConfigurationError("TASKLEDGER__PROJECTIONS: none of them has that name")
 
 
 def _line_to(out: TextIO) -> Say:
