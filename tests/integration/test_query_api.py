@@ -452,6 +452,7 @@ async def test_health_and_documents(service: Service, api: httpx.AsyncClient) ->
         "/stats",
         "/queues",
         "/kinds",
+        "/usage",
         "/workers",
         "/usage",
         "/webhooks",
