@@ -162,7 +162,9 @@ async def test_query_a_thousand_streams_fit_into_300_megabytes(
                     await create(service, 5, kind=kind, tags=(f"t{number % 3}",), text="y" * 200)
 
             async def all_there() -> bool:
-                return all(client.events >= client.wanted for client in clients)
+                behind = [client for client in clients if client.events < client.wanted]
+                assert not behind, f"{len(behind)}, the last at {min(c.events for c in behind)}"
+                return True
 
             await eventually(all_there, "all events at all clients", within=600)
             assert {client.events - client.wanted for client in clients} == {0}

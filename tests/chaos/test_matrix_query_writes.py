@@ -30,9 +30,9 @@ async def test_query_ten_thousand_reads_of_what_was_just_written_are_never_stale
     copies = {"query-api": 2, "projector": 2}
     stop = asyncio.Event()
     with Cluster(tmp_path, dsn=service.dsn, redis_url=redis_url, copies=copies) as cluster:
-        loading = asyncio.create_task(load(service, stop))
         limits = httpx.Limits(max_connections=SESSIONS)
         async with httpx.AsyncClient(trust_env=False, timeout=30, limits=limits) as client:
+            loading = asyncio.create_task(load(service, client, cluster.query_urls[0], stop))
             sessions = [Session(service, client, cluster.query_urls, seed) for seed in range(SESSIONS)]
             running = asyncio.gather(*(session.run(PAIRS) for session in sessions))
             for killed in range(1, 4):
@@ -43,8 +43,8 @@ async def test_query_ten_thousand_reads_of_what_was_just_written_are_never_stale
                 await eventually(so_many, "a quarter of the pairs", within=300)
                 await asyncio.to_thread(cluster.kill, f"projector-{killed % 2}")
             await running
-        stop.set()
-        await loading
+            stop.set()
+            await loading
     answered = sum(session.answered for session in sessions)
     refused = sum(session.refused for session in sessions)
     print(f"{answered} reads of what was just written: 0 stale, {refused} refused with 503")
@@ -52,11 +52,15 @@ async def test_query_ten_thousand_reads_of_what_was_just_written_are_never_stale
     assert answered > 0.9 * SESSIONS * PAIRS
 
 
-async def load(service: Service, stop: asyncio.Event) -> None:
-    """Batches, so that there is always something to fold."""
+async def load(service: Service, client: httpx.AsyncClient, url: str, stop: asyncio.Event) -> None:
+    """Batches, so that there is always something to fold; the next one once the last can be read."""
     command = CreateTask(kind="sum", payload={"x": 1, "y": 2}, tags=("load",))
+    tag = await service.log.tag()
     while not stop.is_set():
-        await service.commands.create([command] * 50, Origin())
+        applied = await service.commands.create([command] * 50, Origin())
+        at = {"min_position": str(PositionToken(applied.tasks[-1].position, tag))}
+        while (await client.get(f"{url}/tasks", params={**at, "limit": "1"})).status_code == 503:
+            continue
 
 
 class Session:
