@@ -103,11 +103,14 @@ class Counter:
     def __init__(self, wire: Wire, wanted: int) -> None:
         self.wanted = wanted
         self.events = 0
+        self.begun = False
+        """It has its first position, so that nothing from here on may be missing."""
         self.task = asyncio.create_task(self._read(wire))
 
     async def _read(self, wire: Wire) -> None:
         rest = b""
         while data := await wire.reader.read(65_536):
+            self.begun = self.begun or b"\nid: " in rest + data
             self.events += (rest + data).count(_MARK)
             rest = (rest + data)[1 - len(_MARK) :]
 
@@ -156,7 +159,12 @@ async def test_query_a_thousand_streams_fit_into_300_megabytes(
                     clients.append(Counter(each, wanted))
                 each.send(get(path, **STREAM))
                 if number % 100 == 0:
-                    await eventually(partial(_count, api, number), f"{number} streams", within=60)
+                    await eventually(partial(_count, api, number), f"{number} streams", within=120)
+
+            async def all_begun() -> bool:
+                return all(client.begun for client in clients)
+
+            await eventually(all_begun, "all streams to have begun", within=300)
             for number in range(30):
                 for kind in ("even", "odd"):
                     await create(service, 5, kind=kind, tags=(f"t{number % 3}",), text="y" * 200)
