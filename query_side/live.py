@@ -27,8 +27,8 @@ PAGE_BYTES: Final = CHUNK_BYTES
 PAGES_AT_ONCE: Final = 2
 """All streams that begin or are behind read with so many connections together, one after another: requests
 need the others, and a thousand clients that come back at once are not to be refused."""
-BEGIN_SECONDS: Final = 10.0
-"""How long a stream may wait for its first page."""
+BEGIN_SECONDS: Final = 30.0
+"""How long a stream may wait for its first page: an EventSource that is refused does not come back."""
 RETRY_MILLISECONDS: Final = (1_000, 3_000)
 """How soon a client is to come back; drawn for each, so that not all return to a new process at once."""
 NOTHING: Final = Chunk(b"", 0)
