@@ -454,7 +454,6 @@ async def test_health_and_documents(service: Service, api: httpx.AsyncClient) ->
         "/kinds",
         "/usage",
         "/workers",
-        "/usage",
         "/webhooks",
         "/webhooks/{webhook_id}",
         "/webhooks/{webhook_id}/deliveries",
