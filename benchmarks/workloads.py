@@ -183,10 +183,18 @@ class Clients:
         self._idle: list[tuple[Connection, Connection]] = []
 
     async def one(self, n: int) -> float:
-        pair = self._idle.pop() if self._idle else await self._open()
+        pair = self._kept() or await self._open()
         seconds = await _until_read(self._running, *pair, n)
         self._idle.append(pair)
         return seconds
+
+    def _kept(self) -> tuple[Connection, Connection] | None:
+        """Servers close connections that are idle for some seconds."""
+        while self._idle:
+            pair = self._idle.pop()
+            if all(connection.is_open for connection in pair):
+                return pair
+        return None
 
     async def _open(self) -> tuple[Connection, Connection]:
         return await Connection.open(self._running.submit_url), await Connection.open(self._read_at)
