@@ -27,7 +27,7 @@ class OrjsonTranscoder(Transcoder):
     """Compact UTF-8 JSON. Raises orjson.JSONEncodeError (a TypeError) for what JSON cannot hold."""
 
     def encode(self, obj: Any) -> bytes:
-        data = orjson.dumps(obj, default=_plain)
+        data = orjson.dumps(obj, default=_plain, option=orjson.OPT_PASSTHROUGH_DATACLASS)
         # orjson writes NaN and infinity as null; only where there is a null can there have been one.
         if b"null" in data and not _is_finite(obj):
             raise orjson.JSONEncodeError("an event cannot hold NaN or infinity")

@@ -224,7 +224,8 @@ def _after(state: TaskState, event: EventRecord, at: datetime, position: int) ->
             return {
                 "cancel_requested": True,
                 "cancel_by": event.by,
-                "cancel_reason": event.reason,
+                # Where it was erased, the decoder leaves a mark in its place.
+                "cancel_reason": event.reason if isinstance(event.reason, str) else None,
             }
         case TaskCancelled():
             return {"status": "cancelled", "holder": None, "due_at": None, "finished_at": at}

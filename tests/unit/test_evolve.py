@@ -20,8 +20,9 @@ from command_side.commands import (
 )
 from command_side.task import decide
 from events.codec import EventMapper
+from events.envelopes import Erased
 from events.errors import CommandRejected, UndecodableEvent
-from events.task_events import TaskError, TaskQueued
+from events.task_events import TaskCancelled, TaskError, TaskQueued
 from events.task_state import TRANSITIONS, TaskState, evolve
 from tests.unit.aggregate import NOW, TASK_ID, Story, context
 
@@ -45,6 +46,24 @@ COMMANDS: st.SearchStrategy[TaskCommand] = st.one_of(
     st.builds(RequeueTask),
     st.builds(DiscardTask),
 )
+
+
+def test_a_reason_that_was_erased_is_none() -> None:
+    """The decoder leaves a mark where it was; a later cancellation must not carry that into the log."""
+    story = Story().given(StartTask(holder="h", worker="w"))
+    (asked,) = story.when(CancelTask(reason="about Ann"))
+    state = evolve(story.state, asked.replaced(reason=Erased(NOW)), at=NOW, position=99)
+    assert state.cancel_reason is None
+    cancelled = decide(state, FailTask(1, cause="lost"), context())[-1]
+    assert isinstance(EventMapper().decode(EventMapper().encode(cancelled)), TaskCancelled)
+
+
+def test_a_mark_of_something_erased_cannot_be_stored() -> None:
+    record = TaskCancelled.trusted(
+        originator_id=TASK_ID, originator_version=3, event_uid="u", reason=Erased(NOW)
+    )
+    with pytest.raises(TypeError):
+        EventMapper().encode(record)
 
 
 @settings(max_examples=300, deadline=None)
