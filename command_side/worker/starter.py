@@ -124,7 +124,12 @@ class Starter:
         if not refused:
             return
         # Somebody was faster; or it was ourselves, in a try whose answer was lost.
-        states = await self._service.load([entry.task_id for entry in refused if entry.task_id])
+        try:
+            states = await self._service.load([entry.task_id for entry in refused if entry.task_id])
+        except TaskledgerError:
+            # The attempts that did start are not handed on: the same entries, given again, find them.
+            self._uncertain |= {attempt.state.id for attempt in done.attempts}
+            raise
         for entry in refused:
             state = states.get(entry.task_id) if entry.task_id else None
             if state is not None and judge(entry, state, self._holder) == "adopt":
