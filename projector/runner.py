@@ -279,10 +279,12 @@ class _Session:
                 self.verified.add(number)
             follower.step()
         except FoldStopped as error:
-            reason = (
-                f"a release that can apply the event at {error}"
-                f" (or `taskledger park {error.position} --reason …`)"
+            ways = (
+                f"`taskledger park {error.position} --reason …`"
+                if self.kept is READ_TABLES
+                else f"another definition, and `{self.kept.rebuild_command}`"
             )
+            reason = f"a release that can apply the event at {error} (or {ways})"
         except LogRewound as error:
             reason = f"a rebuild: {error}; the log was restored (run `{self.kept.rebuild_command}`)"
         else:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+import psycopg
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
@@ -70,10 +71,18 @@ class TallyFollower:
         check_log(self._connection, name)
         advance(self._connection, name, self.checkpoint, batch.position, at=batch.at)
         try:
-            add(self._connection, tally, self.generation.number, tally.fold(batch.facts))
-        except NOT_APPLICABLE as error:
-            what = f"projection {tally.name} cannot add it or one soon after it: {type(error).__name__}"
-            raise FoldStopped(batch.facts[0].position, what) from error
+            added = tally.fold(batch.facts)
+        except Exception as error:  # a function of the user's own, which may raise anything
+            raise _stopped(tally, batch, error) from error
+        try:
+            add(self._connection, tally, self.generation.number, added)
+        except (*NOT_APPLICABLE, psycopg.ProgrammingError) as error:
+            raise _stopped(tally, batch, error) from error
+
+
+def _stopped(tally: Tally, batch: "_Batch", error: Exception) -> FoldStopped:
+    what = f"projection {tally.name} cannot add it or one soon after it: {type(error).__name__}"
+    return FoldStopped(batch.facts[0].position, what)
 
 
 @dataclass(frozen=True, slots=True)
