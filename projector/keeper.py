@@ -13,8 +13,9 @@ from psycopg.rows import TupleRow
 from events.codec import EventMapper
 from events.errors import LogError, SchemaNotReady, StoreUnavailable
 from events.migrate import check_schema
-from projector.generations import live, lock_generations
-from projector.keeping import KEPT_EVERY, fill, keep
+from projector.generations import Generation, live, lock_generations
+from projector.keeping import KEPT_EVERY, keep, next_gap, put
+from projector.parking import parked
 from taskledger.postgres import SESSION, connect_sync
 from taskledger.telemetry import get_logger
 
@@ -26,7 +27,7 @@ GAPS_SECONDS: Final = 60.0
 TROUBLE_SECONDS: Final = 5.0
 _LOCK: Final = 7311461898377
 """Session advisory lock: of many projectors one keeps."""
-_SESSION: Final = f"{SESSION} -c synchronous_commit=off -c enable_seqscan=off"
+_SESSION: Final = f"{SESSION} -c synchronous_commit=off -c enable_seqscan=off -c statement_timeout=60s"
 
 _logger = get_logger(__name__)
 
@@ -73,7 +74,7 @@ class Keeper:
                 self._stop.wait(REST * (time.monotonic() - began) if worked else LOOK_SECONDS)
 
     def _turn(self, connection: Connection[TupleRow]) -> bool:
-        """Under the lock, as an event that is parked no longer changes what all later points count."""
+        """Whether a point was made."""
         with connection.transaction():
             lock_generations(connection)
             generation = live(connection)
@@ -81,10 +82,22 @@ class Keeper:
                 return False
             if keep(connection, generation, every=self._every):
                 return True
-            whole, again_at = self._whole
-            if whole == generation.number and time.monotonic() < again_at:
-                return False
-            worked = fill(connection, generation, self._mapper, every=self._every)
-            if not worked:
-                self._whole = (generation.number, time.monotonic() + GAPS_SECONDS)
-            return worked
+            before = parked(connection)
+        whole, again_at = self._whole
+        if whole == generation.number and time.monotonic() < again_at:
+            return False
+        # Outside: whoever switches, parks or prunes waits for that lock.
+        point = next_gap(connection, generation, self._mapper, every=self._every)
+        if point is None:
+            self._whole = (generation.number, time.monotonic() + GAPS_SECONDS)
+            return False
+        with connection.transaction():
+            lock_generations(connection)
+            # An event that is parked, or no longer, changes what the point should count.
+            if _same(live(connection), generation) and parked(connection) == before:
+                put(connection, generation, point)
+        return True
+
+
+def _same(one: Generation | None, other: Generation) -> bool:
+    return one is not None and one.number == other.number

@@ -7,7 +7,7 @@ position 0.
 """
 
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, NamedTuple
 
 from psycopg import Connection
 from psycopg.rows import TupleRow, dict_row
@@ -19,6 +19,12 @@ from projector.generations import Generation
 from projector.view import schema_name
 
 KEPT_EVERY: Final = 10_000
+
+
+class Point(NamedTuple):
+    position: int
+    counts: Counts
+
 
 _LAST: Final = "select coalesce(max(position), 0) from taskledger.kept_counts where generation = %s"
 _KEEP: Final = """
@@ -58,22 +64,25 @@ def keep(connection: Connection[TupleRow], generation: Generation, *, every: int
     return connection.execute(text.encode(), values).rowcount == 1
 
 
-def fill(
+def next_gap(
     connection: Connection[TupleRow],
     generation: Generation,
     mapper: EventMapper,
     *,
     every: int = KEPT_EVERY,
-) -> bool:
-    """One point more in the highest gap there is. False: there is none. Raises UnknownEvent and
-    UndecodableEvent."""
+) -> Point | None:
+    """What belongs into the highest gap; None where there is none. Reads a stretch of the log, for which
+    nobody should wait. Raises UnknownEvent and UndecodableEvent."""
     row = connection.execute(_GAP, {"generation": generation.number, "every": every}).fetchone()
     if row is None:
-        return False
+        return None
     high = int(row[0])
     counts = back(counts_of(row[1]), _changes(connection, mapper, high - every, high))
-    connection.execute(_PUT, (generation.number, high - every, _stored(counts)))
-    return True
+    return Point(high - every, counts)
+
+
+def put(connection: Connection[TupleRow], generation: Generation, point: Point) -> None:
+    connection.execute(_PUT, (generation.number, point.position, _stored(point.counts)))
 
 
 def forget_from(connection: Connection[TupleRow], position: int) -> None:

@@ -89,7 +89,7 @@ def rebuild(
             parity = _prove(dsn, connection, follower, kept)
             compared_at = follower.checkpoint
             replaced = _switch(connection, follower, recorder)
-        except (KeyboardInterrupt, RebuildInterrupted):
+        except (KeyboardInterrupt, RebuildInterrupted, psycopg.errors.LockNotAvailable):
             say(f"generation {generation.number} is kept: the next `taskledger rebuild` resumes it")
             raise
         except BaseException:

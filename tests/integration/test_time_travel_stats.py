@@ -19,7 +19,7 @@ from projector.fold import ACTIVITIES
 from projector.follower import Follower
 from projector.generations import ensure_live, live
 from projector.keeper import Keeper
-from projector.keeping import fill, keep
+from projector.keeping import keep, next_gap, put
 from projector.rebuild import drop_retired, rebuild
 from projector.verify import inspect
 from query_side.overview import STATUSES
@@ -114,10 +114,10 @@ def _keep(dsn: str) -> None:
     with connect_sync(dsn, name="test") as connection:
         generation = live(connection)
         assert generation is not None
-        while keep(connection, generation, every=EVERY) or fill(
-            connection, generation, EventMapper(), every=EVERY
-        ):
+        while keep(connection, generation, every=EVERY):
             continue
+        while (point := next_gap(connection, generation, EventMapper(), every=EVERY)) is not None:
+            put(connection, generation, point)
 
 
 async def test_at_every_position_without_kept_counts(service: Service, api: httpx.AsyncClient) -> None:
