@@ -3,6 +3,7 @@
 import getpass
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, TypeVar
@@ -20,8 +21,11 @@ from taskledger.encryption import SETTING, master_keys
 from taskledger.postgres import SESSION, connect_sync
 from taskledger.settings import Settings
 
-_PATIENT: Final = f"{SESSION} -c statement_timeout=0 -c lock_timeout=60s"
-"""To write the table of keys afresh takes as long as it takes; whoever holds it gets a minute."""
+_PATIENT: Final = f"{SESSION} -c statement_timeout=0 -c lock_timeout=1s"
+"""To write the table of keys afresh takes as long as it takes. But whoever asks for a key queues behind the
+one who waits to do so: hence not for long, and again."""
+_TRIES: Final = 5
+_PAUSE_SECONDS: Final = 2.0
 T = TypeVar("T")
 
 
@@ -90,10 +94,13 @@ def _with_connection(settings: Settings, work: Callable[[Connection[TupleRow]], 
 
 
 def _scrub(connection: Connection[TupleRow]) -> int:
-    try:
-        left = erasure.scrub(connection)
-    except psycopg.errors.LockNotAvailable:
-        left = ["the table of keys is in use: run `taskledger keys scrub` later"]
+    left = ["the table of keys is in use: run `taskledger keys scrub` later"]
+    for number in range(_TRIES):
+        try:
+            left = erasure.scrub(connection)
+            break
+        except psycopg.errors.LockNotAvailable:
+            time.sleep(_PAUSE_SECONDS if number + 1 < _TRIES else 0)
     for line in left:
         _say(f"left: {line}")
     if not left:
