@@ -117,10 +117,12 @@ class Supervisor:
         self._children = [self._child(label, command, env) for label, command in self._plan()]
         for child in self._children:
             child.start()
-        key = str(make_key(self._settings))
+        ours = self._servers.names or self._settings.proof.signing_key_file
+        # On given servers others may run as well, and heads want one key: the operator's, or none.
+        key = {SIGNING_KEY_FILE: str(make_key(self._settings))} if ours else {}
         self._await_ready(urls)
         # Nobody waits for it: it does not make the start longer.
-        self._children.append(self._child("sealer", "sealer", {**env, SIGNING_KEY_FILE: key}))
+        self._children.append(self._child("sealer", "sealer", {**env, **key}))
         self._children[-1].start()
         self._say(_welcome(urls, self._servers.names, str(self._settings.data_dir)))
 
