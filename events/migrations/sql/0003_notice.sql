@@ -120,3 +120,17 @@ as $$
         k_command, k_tenant, k_operation, k_key, k_fingerprint, null
     )
 $$;
+
+-- Whoever may append may go on appending.
+do $$
+declare
+    grantee oid;
+begin
+    for grantee in
+        select a.grantee from pg_proc p, aclexplode(p.proacl) a
+        where p.oid = 'taskledger.append_v1'::regproc and a.grantee <> 0 and a.privilege_type = 'EXECUTE'
+    loop
+        execute 'grant execute on function taskledger.append_v2 to ' || grantee::regrole;
+    end loop;
+end
+$$;
