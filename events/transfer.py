@@ -32,6 +32,11 @@ _LOG: Final = f"select {_COLUMNS} from taskledger.task_events order by notificat
 _STREAM: Final = f"""
 select {_COLUMNS} from taskledger.task_events where originator_id = %(id)s::uuid order by originator_version
 """
+_WEBHOOKS_BEGIN_LATER: Final = """
+update taskledger.checkpoints set position = %s, event_position = null, event_at = null
+where name = 'webhooks'
+"""
+"""An imported log tells nobody of its past, least of all the receivers of the system that it is from."""
 _BEGIN: Final = "select taskledger.import_begin_v1()"
 _INSERT: Final = """
 select taskledger.import_events_v1(
@@ -87,6 +92,7 @@ def import_archive(connection: Connection[TupleRow], lines: Iterable[bytes]) -> 
             for batch in _batches(archive.events()):
                 _insert(connection, batch, [next(positions) for _ in batch])
                 stored += len(batch)
+            connection.execute(_WEBHOOKS_BEGIN_LATER, (stored,))
     except psycopg.errors.ObjectNotInPrerequisiteState as error:
         raise ArchiveRefused(f"{error.diag.message_primary}: import into a database of its own") from error
     except psycopg.errors.InsufficientPrivilege as error:

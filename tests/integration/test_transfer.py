@@ -63,6 +63,8 @@ async def test_an_imported_log_is_the_same_but_for_its_tag(
     assert run_import(settings_for(other), file=file) == 0
 
     assert rows(other) == rows(service.dsn)
+    told_from = rows(other, "select position from taskledger.checkpoints where name = 'webhooks'")
+    assert told_from == [(len(rows(other)),)], "receivers of the other system hear nothing of its past"
     tag = rows(other, "select tag from taskledger.log_identity")
     assert tag not in (before, rows(service.dsn, "select tag from taskledger.log_identity"))
     assert f"the log is {tag[0][0]} from now on" in capsys.readouterr().out
