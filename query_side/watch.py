@@ -37,7 +37,8 @@ class ReadWatch:
         self._known = 0
         self._hints = 0
         self._positions: set[tuple[int, asyncio.Future[None]]] = set()
-        self._tasks: defaultdict[UUID, set[asyncio.Future[Seen]]] = defaultdict(set)
+        self._tasks: defaultdict[UUID, dict[asyncio.Future[Seen], int]] = defaultdict(dict)
+        """By the checkpoint that each has seen: a look that was sent before tells it nothing."""
         self._looking: asyncio.Task[None] | None = None
         self._look_again = False
         self._wanted = 0
@@ -87,11 +88,11 @@ class ReadWatch:
     async def settled(self, task_id: UUID, *, seen: int, deadline: float) -> Seen | None:
         """The task once no worker will touch it any more; None at the deadline, or when closed."""
         future: asyncio.Future[Seen] = asyncio.get_running_loop().create_future()
-        self._tasks[task_id].add(future)
+        self._tasks[task_id][future] = seen
         try:
             await self._wait(future, seen, deadline)
         finally:
-            self._tasks[task_id].discard(future)
+            self._tasks[task_id].pop(future, None)
             if not self._tasks[task_id]:
                 del self._tasks[task_id]
         return future.result() if future.done() and not future.cancelled() else None
@@ -106,7 +107,8 @@ class ReadWatch:
         except (TaskledgerError, psycopg.Error) as error:  # a hint that cannot be given, as on a standby
             _logger.debug("cannot say what is wanted", reason=type(error).__name__)
         finally:
-            self._wanting = None
+            # Forgotten at once: a client's number may be any, and after a restore positions are lower.
+            self._wanting, self._wanted = None, 0
 
     async def _wait(
         self, future: "asyncio.Future[Seen] | asyncio.Future[None]", seen: int | None, deadline: float
@@ -156,9 +158,9 @@ class ReadWatch:
             self._tag, self._known = snapshot.tag, max(snapshot.checkpoint, heard_later)
             self._reach(snapshot.checkpoint)
             for row in rows:
-                for future in self._tasks.get(row["id"], ()):
-                    if not future.done():
-                        future.set_result((snapshot, row))
+                for future, seen in self._tasks.get(row["id"], {}).items():
+                    if not future.done() and snapshot.checkpoint >= seen:
+                        future.set_result((snapshot, dict(row)))
             if not rows or rows[0]["matched"] == len(rows):
                 return
 

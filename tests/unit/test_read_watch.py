@@ -151,7 +151,7 @@ async def test_what_is_wanted_is_said_once_for_all_who_come_meanwhile(
     await asyncio.gather(*(watch.reached(p, seen=0, deadline=after(0.05)) for p in positions))
     await watch.reached(6, seen=0, deadline=after(0.01))
     await watch.reached(9, seen=0, deadline=after(0.01), hurry=False)
-    assert model.wanted == ["7"]
+    assert model.wanted == ["7", "6"]
 
 
 async def test_a_hint_that_cannot_be_given_is_no_error(model: Model, watch: ReadWatch) -> None:
@@ -160,6 +160,34 @@ async def test_a_hint_that_cannot_be_given_is_no_error(model: Model, watch: Read
     model.down = False
     await watch.reached(6, seen=0, deadline=after(0.05))
     assert model.wanted == ["6"]
+
+
+async def test_who_waits_for_one_task_gets_a_row_of_his_own(model: Model, watch: ReadWatch) -> None:
+    """What is done to it, such as opening sealed text, is done to nobody else's."""
+    await _listening(watch)
+    task_id = uuid4()
+    waiting = [asyncio.create_task(watch.settled(task_id, seen=4, deadline=after(30))) for _ in range(2)]
+    await asyncio.sleep(0)
+    model.checkpoint = 5
+    model.settled.add(task_id)
+    await watch.hear("5")
+    (_, one), (_, other) = [found for found in await asyncio.gather(*waiting) if found is not None]
+    assert one == other
+    assert one is not other
+
+
+async def test_a_look_from_before_what_a_waiter_has_seen_tells_him_nothing(
+    model: Model, watch: ReadWatch
+) -> None:
+    """The task was settled then, and has been requeued since: that is what he saw."""
+    await _listening(watch)
+    task_id = uuid4()
+    model.settled.add(task_id)
+    model.checkpoint = 5
+    late = asyncio.create_task(watch.settled(task_id, seen=6, deadline=after(0.2)))
+    await asyncio.sleep(0)
+    await watch.hear("5")
+    assert await late is None
 
 
 async def test_a_look_that_fails_wakes_nobody(model: Model, watch: ReadWatch) -> None:
