@@ -59,6 +59,8 @@ class Streams:
         STREAMS.set(self._open)
         try:
             await stream.begin(after)
+            if self._closed:  # meanwhile
+                stream.end()
             yield stream
         finally:
             self._tail.leave(stream)

@@ -14,6 +14,9 @@ MOST_BYTES: Final = 8 * 1024 * 1024
 CHUNK_BYTES: Final = 64 * 1024
 """What a stream takes at once, unless a single event is larger."""
 
+MOST_TAKEN: Final = 64
+"""Chunks kept for whoever wants the same: streams that are close to the head mostly do."""
+
 Encode = Callable[[RecordedEvent], bytes]
 
 
@@ -88,6 +91,8 @@ class Ring:
             chunk = self._chunk(position, wanted)
             if chunk is None:
                 return None
+            if len(self._taken) >= MOST_TAKEN:
+                self._taken.clear()
             self._taken[key] = chunk
         return self._taken[key]
 

@@ -44,6 +44,7 @@ class Tail:
         self._looking = asyncio.Lock()
         self._ring: Ring | None = None
         self._tag = ""
+        self._forgotten = 0
         self._readers: dict[Reader, FeedFilter] = {}
         self._by_filter: dict[FeedFilter, set[Waiter]] = {}
         self._by_task: dict[UUID | str, set[Waiter]] = {}
@@ -75,6 +76,7 @@ class Tail:
 
     def forget_texts(self) -> None:
         """Text may have been erased: whoever is behind reads the log again."""
+        self._forgotten += 1
         if self._ring is not None:
             self._ring.forget()
 
@@ -125,11 +127,12 @@ class Tail:
             self._tag = page.log.tag
             self._ring = Ring(page.log.checkpoint)
             return False
+        forgotten = self._forgotten
         page = await self._feed.page(PositionToken(ring.head, self._tag), BATCH, page_bytes=PAGE_BYTES)
         tagged = any(wanted.tags for wanted in self._readers.values())
         tags = await self._feed.tags_of(page.events) if tagged else None
-        if self._ring is not ring:  # everybody left meanwhile
-            return True
+        if self._ring is not ring or self._forgotten != forgotten:
+            return True  # everybody left meanwhile, or the page was opened with keys that are gone
         before = ring.head
         self._wake(before, ring.append(page.events, page.reached, tags, encoder(page)))
         if len(page.events) >= MANY:
