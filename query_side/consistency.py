@@ -1,5 +1,7 @@
 """Read your own writes: an answer at a position or beyond, or none."""
 
+import asyncio
+import random
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
@@ -56,3 +58,18 @@ class Consistency:
 
     def may_wait(self, deadline: float) -> bool:
         return remaining(deadline) > 0 and not self._watch.closed
+
+
+LOOK_SECONDS: Final = 0.1
+
+
+async def polled(token: PositionToken | None, read: Read[T], whose: str) -> tuple[Snapshot, T]:
+    """As Consistency.at(), of what a follower keeps that notifies nobody: it is looked at now and then."""
+    deadline = after(POSITION_BUDGET_SECONDS)
+    while True:
+        snapshot, found = await read()
+        if token is None or snapshot.checkpoint >= token.of_log(snapshot.tag):
+            return snapshot, found
+        if remaining(deadline) == 0:
+            raise ReadModelLagging(f"{whose} has not reached the position yet")
+        await asyncio.sleep(random.uniform(0.5, 1) * LOOK_SECONDS)  # noqa: S311  jitter

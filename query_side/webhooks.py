@@ -1,27 +1,21 @@
 """Webhooks and their deliveries: what the process that delivers has written down of them."""
 
-import asyncio
-import random
 from collections.abc import Mapping
 from typing import Final, Literal
 from uuid import UUID
 
 import psycopg
 
-from events.deadline import after, remaining
-from events.errors import ReadModelLagging, SchemaNotReady
+from events.errors import SchemaNotReady
 from events.ids import DEFAULT_TENANT
 from events.position import PositionToken
 from events.statements import HIGHEST
+from query_side.consistency import polled
 from query_side.errors import WebhookNotFound
 from query_side.read_model import ReadModel, Row, Snapshot, statement
 from query_side.shapes import Json
 
 DeliveryStatus = Literal["pending", "delivered", "dead"]
-
-POSITION_BUDGET_SECONDS: Final = 5.0
-LOOK_SECONDS: Final = 0.1
-"""Between two looks at a checkpoint that is waited for. Webhooks change seldom: nobody is notified."""
 
 _TESTED: Final = "WebhookTested"
 
@@ -30,22 +24,15 @@ class Webhooks:
     def __init__(self, model: ReadModel) -> None:
         self._model = model
 
-    async def listed(self) -> tuple[Snapshot, list[Json]]:
-        snapshot, rows = await self._read("webhooks", {"id": None})
+    async def listed(self, min_position: PositionToken | None = None) -> tuple[Snapshot, list[Json]]:
+        """Raises LogRewound, and ReadModelLagging where the process that delivers has not come to the
+        position in time."""
+        snapshot, rows = await self._at(min_position, "webhooks", {"id": None})
         return snapshot, [_webhook(row, snapshot.tag) for row in rows]
 
     async def get(self, webhook: UUID, min_position: PositionToken | None) -> tuple[Snapshot, Json]:
-        """Raises WebhookNotFound, LogRewound, and ReadModelLagging where the process that delivers has
-        not come to the position in time."""
-        deadline = after(POSITION_BUDGET_SECONDS)
-        while True:
-            snapshot, rows = await self._read("webhooks", {"id": webhook})
-            asked = 0 if min_position is None else min_position.of_log(snapshot.tag)
-            if snapshot.checkpoint >= asked:
-                break
-            if remaining(deadline) == 0:
-                raise ReadModelLagging("the process `webhooks` has not reached the position yet")
-            await asyncio.sleep(random.uniform(0.5, 1) * LOOK_SECONDS)  # noqa: S311  jitter
+        """Raises WebhookNotFound, and as listed()."""
+        snapshot, rows = await self._at(min_position, "webhooks", {"id": webhook})
         if not rows:
             raise WebhookNotFound
         return snapshot, _webhook(rows[0], snapshot.tag)
@@ -65,6 +52,11 @@ class Webhooks:
             before.of_log(snapshot.tag)
         shown = [_delivery(row, snapshot.tag) for row in rows[:limit]]
         return snapshot, shown, shown[-1]["position"] if len(rows) > limit else None
+
+    async def _at(
+        self, token: PositionToken | None, name: str, parameters: Json
+    ) -> tuple[Snapshot, list[Row]]:
+        return await polled(token, lambda: self._read(name, parameters), "the process `webhooks`")
 
     async def _read(
         self, name: str, parameters: Json, *, condition: str = "", known: bool = False

@@ -27,6 +27,7 @@ from query_side.api.params import (
 )
 from query_side.errors import InvalidQuery
 from query_side.explain.gather import Explanations
+from query_side.feed import within
 from query_side.history import History
 from query_side.past import Past
 from query_side.tasks import Filters, Tasks
@@ -130,10 +131,12 @@ def task_routes(tasks: Tasks, past: Past, history: History, explanations: Explan
         "/tasks/{task_id}/explain",
         responses={200: {"model": schemas.Explanation}},
         summary="Why the task is not running, or how it ended",
-        dependencies=[Depends(only())],
+        dependencies=[Depends(only("min_position"))],
     )
-    async def explain(task_id: str) -> Response:
+    async def explain(task_id: str, min_position: PositionParam = None) -> Response:
         snapshot, explanation = await explanations.of(known_task(task_id))
+        if (asked := token(min_position)) is not None:
+            within(asked, snapshot)  # the log is at every position that there is
         return answer(snapshot, explanation)
 
     return router

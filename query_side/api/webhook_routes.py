@@ -7,10 +7,9 @@ from fastapi import APIRouter, Depends, Query
 from starlette.responses import Response
 
 from events.ids import parse_id
-from events.position import PositionToken
 from query_side.api import schemas
 from query_side.api.answers import answer
-from query_side.api.params import LimitParam, PositionParam, only
+from query_side.api.params import LimitParam, PositionParam, only, token
 from query_side.errors import WebhookNotFound
 from query_side.webhooks import DeliveryStatus, Webhooks
 
@@ -25,10 +24,10 @@ def webhook_routes(webhooks: Webhooks) -> APIRouter:
         "/webhooks",
         responses={200: {"model": schemas.Webhooks}},
         summary="Who is told of what, and how that goes",
-        dependencies=[Depends(only())],
+        dependencies=[Depends(only("min_position"))],
     )
-    async def list_webhooks() -> Response:
-        snapshot, found = await webhooks.listed()
+    async def list_webhooks(min_position: PositionParam = None) -> Response:
+        snapshot, found = await webhooks.listed(token(min_position))
         return answer(snapshot, {"webhooks": found})
 
     @router.get(
@@ -38,9 +37,7 @@ def webhook_routes(webhooks: Webhooks) -> APIRouter:
         dependencies=[Depends(only("min_position"))],
     )
     async def get_webhook(webhook_id: str, min_position: PositionParam = None) -> Response:
-        known = _known(webhook_id)
-        token = None if min_position is None else PositionToken.parse(min_position)
-        return answer(*await webhooks.get(known, token))
+        return answer(*await webhooks.get(_known(webhook_id), token(min_position)))
 
     @router.get(
         "/webhooks/{webhook_id}/deliveries",
@@ -54,8 +51,9 @@ def webhook_routes(webhooks: Webhooks) -> APIRouter:
         before: BeforeParam = None,
         limit: LimitParam = _DEFAULT_LIMIT,
     ) -> Response:
-        token = None if before is None else PositionToken.parse(before)
-        snapshot, found, following = await webhooks.deliveries(_known(webhook_id), status, token, limit)
+        snapshot, found, following = await webhooks.deliveries(
+            _known(webhook_id), status, token(before), limit
+        )
         return answer(snapshot, {"deliveries": found, "next": following})
 
     return router
