@@ -109,7 +109,11 @@ def main() -> None:
         if not is_consistent(old, size, before, root, [base64.b64decode(node) for node in proof["path"]]):
             sys.exit(f"WRONG: the {size} events of {log} do not begin with the {old} of the older head")
         print(f"the {size} events of {log} begin with the {old} of the older head, unchanged")
-    for event in proof.get("events", ()):
+    events = proof.get("events", [])
+    given_as = [(event["originator_id"], event["version"]) for event in events]
+    if "task_id" in proof and given_as != [(proof["task_id"], n + 1) for n in range(len(events) or 1)]:
+        sys.exit(f"WRONG: these are not the events of task {proof['task_id']}, from its first one on")
+    for event in events:
         index, path = event["position"] - 1, [base64.b64decode(node) for node in event["path"]]
         if root_from_path(index, size, leaf_hash(event), path) != root:
             sys.exit(f"WRONG: {event['topic']} is not what the log has at position {event['position']}")

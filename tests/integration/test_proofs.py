@@ -99,6 +99,9 @@ FORGERIES: dict[str, Callable[[Any], object]] = {
     "size": lambda p: p["head"].update(
         note=p["head"]["note"].replace(f"\n{p['head']['size']}\n", f"\n{p['head']['size'] + 1}\n")
     ),
+    "another task": lambda p: p.update(task_id="018f4c2e-0000-7000-8000-000000000000"),
+    "its first event": lambda p: p["events"].pop(0),
+    "all events": lambda p: p["events"].clear(),
     "no signature": lambda p: p["head"].update(note=p["head"]["note"].partition("\n\n")[0] + "\n\n"),
 }
 
@@ -174,7 +177,7 @@ async def test_a_database_that_is_not_migrated(empty_dsn: str) -> None:
 
 def test_the_script_is_short_and_needs_nothing() -> None:
     text = SCRIPT.read_text()
-    assert len(text.splitlines()) <= 120
+    assert len(text.splitlines()) <= 125
     lines = [line.split() for line in text.splitlines() if line.startswith(("import ", "from "))]
     imported = {words[1].partition(".")[0] for words in lines}
     assert imported <= sys.stdlib_module_names
