@@ -184,7 +184,9 @@ class _Memory(Generic[K, V]):
             self._known[key] = (asked + REMEMBERED_SECONDS, value)
             self._known.move_to_end(key)
         now = self._clock()
-        while len(self._known) > REMEMBERED_KEYS or next(iter(self._known.values()))[0] <= now:
+        while self._known and (
+            len(self._known) > REMEMBERED_KEYS or next(iter(self._known.values()))[0] <= now
+        ):
             self._known.popitem(last=False)
 
     def forget(self) -> None:

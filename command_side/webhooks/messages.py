@@ -28,7 +28,8 @@ def task_message(
 ) -> bytes:
     """`state` as of the event of this topic, which was recorded `at`."""
     token = str(PositionToken(state.position, tag))
-    omitted: list[str] = []
+    sealed = {"result": state.sealed_result, "error": state.sealed_error}
+    omitted = [name for name, text in sealed.items() if text is not None]
     data: dict[str, Any] = {
         "id": state.id,
         "kind": state.kind,
