@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from uuid import uuid4
 
+import hypothesis
 import psycopg
 import pytest
 from psycopg import sql
@@ -21,6 +22,9 @@ from taskledger.embedded import EmbeddedPostgres, EmbeddedValkey
 from taskledger.postgres import Pool, connect, make_pool
 from taskledger.redis import make_redis
 from tests.support import Service
+
+hypothesis.settings.register_profile("busy machine", deadline=None)  # how long a try takes proves nothing
+hypothesis.settings.load_profile("busy machine")
 
 # Safe against a killed process, not against a power cut; each test's database goes anyway.
 FAST = {"fsync": "off", "full_page_writes": "off", "max_connections": "300"}
