@@ -69,14 +69,6 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
                 )
         return await self._network.connect_tcp(str(last), port, timeout, local_address, socket_options)
 
-    async def connect_unix_socket(
-        self,
-        path: str,
-        timeout: float | None = None,  # noqa: ASYNC109  httpcore's signature
-        socket_options: Iterable[Any] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
-        raise NotImplementedError
-
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
